@@ -1,0 +1,44 @@
+# Every target keeps to .venv, which `make setup` makes and keeps up to date.
+
+PYTHON ?=
+ARGS ?=
+python := .venv/bin/python
+
+export PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format lock bench-append clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
+
+setup: ## make .venv from requirements.lock (PYTHON=... names the interpreter)
+	@.ci/setup
+
+demo: setup ## run the example from end to end
+	@$(python) examples/demo.py
+
+test: setup ## run the tests (ARGS=... goes to pytest)
+	@$(python) -m pytest $(ARGS)
+
+lint: setup ## check style, types, import rules and migrations
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m mypy
+	.venv/bin/lint-imports --no-logo
+	.ci/check-migrations
+
+format: setup ## put the code into the one format and fix what can be fixed
+	$(python) -m ruff check --fix .
+	$(python) -m ruff format .
+
+lock: setup ## renew requirements.lock (ARGS=--upgrade moves every version)
+	.ci/lock $(ARGS)
+
+bench-append: setup ## measure appends per second
+	@$(python) benchmarks/append.py $(ARGS)
+
+clean: ## remove environments, caches and build results
+	rm -rf .venv .venv-uv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Tests of the ledger, its read models and its tools."""

@@ -1,0 +1,214 @@
+"""The command `ledger`: the journal's door for operators."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Annotated, BinaryIO
+
+import msgspec
+import typer
+
+from ledger import console
+from ledger.errors import InvalidEvent
+from ledger.event import Metadata, RecordedEvent
+from ledger.journal import Journal, open_journal
+from ledger.ndjson import Imported, import_lines
+from ledger.settings import Settings
+from ledger.stores import JournalInfo, Store
+from ledger.stores.opening import open_store
+
+EPILOG = "Exit codes: 0 done, 1 differences found, 2 bad input or usage, 3 environment."
+
+app = typer.Typer(
+    help="Append events to a journal and read them back.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+journals_app = typer.Typer(help="List journals, or make one.", epilog=EPILOG)
+app.add_typer(journals_app, name="journals")
+
+JournalOption = Annotated[
+    str | None,
+    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
+]
+
+
+@app.command()
+def migrate(
+    revision: Annotated[str, typer.Argument(help="How far; the newest by default.")] = "head",
+) -> None:
+    """Create or upgrade the tables, as LEDGER_OWNER_DATABASE_URL if that is set."""
+    from ledger import migrate as migrating  # noqa: PLC0415 - Alembic is slow to import
+
+    migrating.migrate(console.load_settings(), revision)
+    print("the database is migrated")
+
+
+@app.command()
+def append(
+    file: Annotated[str, typer.Argument(help="A file of NDJSON lines, or - for standard input.")],
+    source: Annotated[
+        str | None,
+        typer.Option(help="The file's origin; needed where lines have no event_id."),
+    ] = None,
+    journal: JournalOption = None,
+) -> None:
+    """Append the events of an NDJSON file, in its order; known event ids are not stored again."""
+    with _opened(file) as lines:
+        done = console.run(_append(lines, file, source, journal))
+    print(f"{done.lines - done.known} events stored, {done.known} were stored before")
+
+
+async def _append(lines: BinaryIO, file: str, source: str | None, name: str | None) -> Imported:
+    done = Imported()
+    async with _journal(name) as journal:
+        with console.progress_bar("lines") as progress:
+            task = progress.add_task("importing", total=None)
+            async for done in import_lines(journal, lines, file, source):
+                progress.update(task, completed=done.lines)
+    return done
+
+
+@app.command()
+def tail(
+    start: Annotated[
+        int | None, typer.Option("--from", min=0, help="The first offset. [default: the last 10]")
+    ] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more events.")] = False,
+    stream: Annotated[str | None, typer.Option(help="Only the events of this stream.")] = None,
+    journal: JournalOption = None,
+) -> None:
+    """Print events as NDJSON, with their envelopes."""
+    console.run(_tail(start, follow, stream, journal))
+
+
+async def _tail(start: int | None, follow: bool, stream: str | None, name: str | None) -> None:
+    async with _journal(name) as journal:
+        size = await journal.size()
+        offset = max(0, size - 10) if start is None else start
+        while True:
+            async for chunk in journal.read_chunks(offset, size, stream=stream):
+                for event in chunk:
+                    sys.stdout.buffer.write(as_line(event))
+                sys.stdout.buffer.flush()
+            if not follow:
+                return
+            offset = max(offset, size)
+            size = await journal.wait(offset + 1)
+
+
+@app.command()
+def size(journal: JournalOption = None) -> None:
+    """Print the number of events in the journal."""
+    print(console.run(_size(journal)))
+
+
+async def _size(name: str | None) -> int:
+    async with _journal(name) as journal:
+        return await journal.size()
+
+
+@journals_app.callback(invoke_without_command=True)
+def journals(
+    context: typer.Context,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the journals: name, size, and when each was made."""
+    if context.invoked_subcommand is not None:
+        return
+    found = console.run(_journals())
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    for journal in found:
+        print(f"{journal.name}\t{journal.size}\t{journal.created_at.isoformat()}")
+
+
+async def _journals() -> list[JournalInfo]:
+    async with _store() as store:
+        return await store.journals()
+
+
+@journals_app.command("new")
+def new_journal(name: Annotated[str, typer.Argument(help="The new journal's name.")]) -> None:
+    """Make an empty journal."""
+    if not name.isprintable() or not 0 < len(name) <= 100 or name != name.strip():
+        raise InvalidEvent("must have 1 to 100 printable characters", field="name")
+    made = console.run(_new_journal(name))
+    print(f"made journal {made.name}")
+
+
+async def _new_journal(name: str) -> JournalInfo:
+    async with _store() as store:
+        return await store.create_journal(name)
+
+
+class Envelope(msgspec.Struct, omit_defaults=True):
+    """An event as `ledger tail` prints it."""
+
+    offset: int
+    stream: str
+    version: int
+    type: str
+    event_id: str
+    recorded_at: str
+    occurred_at: str
+    schema_version: int
+    data: msgspec.Raw
+    metadata: Metadata = Metadata()
+
+
+def as_line(event: RecordedEvent) -> bytes:
+    """Return a recorded event as one line of JSON; `data` is the stored body without its type."""
+    head = b'{"type":"' + event.type.encode() + b'"'
+    data = b"{" + event.body.removeprefix(head).removeprefix(b",")
+    envelope = Envelope(
+        event.offset,
+        event.stream,
+        event.version,
+        event.type,
+        str(event.event_id),
+        event.recorded_at.isoformat(),
+        event.occurred_at.isoformat(),
+        event.schema_version,
+        msgspec.Raw(data),
+        event.metadata,
+    )
+    return msgspec.json.encode(envelope) + b"\n"
+
+
+@contextmanager
+def _opened(file: str) -> Iterator[BinaryIO]:
+    if file == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        with Path(file).open("rb") as lines:
+            yield lines
+    except OSError as error:
+        raise InvalidEvent(f"cannot read it: {error.strerror}", field=file) from error
+
+
+@asynccontextmanager
+async def _journal(name: str | None) -> AsyncIterator[Journal]:
+    async with open_journal(console.load_settings(), name) as journal:
+        yield journal
+
+
+@asynccontextmanager
+async def _store() -> AsyncIterator[Store]:
+    settings: Settings = console.load_settings()
+    store = open_store(settings)
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def main() -> None:
+    """Run the command line program."""
+    console.main(app, "ledger")

@@ -1,0 +1,169 @@
+"""Between events and the bytes that are stored.
+
+A body is one compact JSON object, `{"type":"OrderPlaced",…}`, encoded once at the append and never
+again: what is hashed is what is stored.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Union
+
+import msgspec
+
+from ledger.amounts import PlainDecimal
+from ledger.errors import InvalidEvent, StoredEventInvalid, UnknownEventType
+from ledger.event import Event, Metadata, event_types
+
+BODY_BYTES_MAX = 32 * 1024
+METADATA_BYTES_MAX = 4 * 1024
+NAME_CHARS_MAX = 255
+NO_METADATA = Metadata()
+
+_ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+_PATH = re.compile(r"^(?P<reason>.*?) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, PlainDecimal):
+        return str(value)
+    raise NotImplementedError(f"{type(value).__name__} has no stored form")
+
+
+def _from_json(expected: type, value: Any) -> Any:
+    if issubclass(expected, PlainDecimal):
+        return expected(value)
+    raise NotImplementedError(f"{expected.__name__} has no stored form")
+
+
+_encode = msgspec.json.Encoder(enc_hook=_to_json).encode
+_decode_metadata = msgspec.json.Decoder(Metadata).decode
+
+
+def encode_event(event: Event) -> bytes:
+    """Return the body of `event`; InvalidEvent where it cannot or must not be stored."""
+    try:
+        body = _encode(event)
+    except (UnicodeEncodeError, NotImplementedError, TypeError) as error:
+        raise InvalidEvent(str(error), field="data") from error
+    _check(body, BODY_BYTES_MAX, "data")
+    return body
+
+
+def encode_metadata(metadata: Metadata | None) -> bytes | None:
+    """Return the stored form of `metadata`, None where there is nothing to store."""
+    if metadata is None or metadata == NO_METADATA:
+        return None
+    if metadata.ip_address is not None:
+        check_ip_address(metadata.ip_address)
+    try:
+        body = _encode(metadata)
+    except UnicodeEncodeError as error:
+        raise InvalidEvent(str(error), field="metadata") from error
+    _check(body, METADATA_BYTES_MAX, "metadata")
+    return body
+
+
+def decode_metadata(stored: bytes | None) -> Metadata:
+    """Return the metadata of a stored event."""
+    return NO_METADATA if stored is None else _decode_metadata(stored)
+
+
+def decode_event(type_name: str, data: msgspec.Raw | bytes) -> Event:
+    """Return the event of type `type_name` whose fields are the JSON object `data`.
+
+    Raises UnknownEventType, and InvalidEvent with the path of the field that does not fit.
+    """
+    event_type = event_types().get(type_name)
+    if event_type is None:
+        raise UnknownEventType(f"{type_name[:80]!r} is not a known event type", field="type")
+    try:
+        fields = msgspec.json.decode(data)
+        if not isinstance(fields, dict):
+            raise InvalidEvent("must be a JSON object", field="data")
+        if "type" in fields:
+            raise InvalidEvent("the type is given beside the data, not in it", field="data.type")
+        return msgspec.json.decode(_tagged(type_name, data), type=event_type, dec_hook=_from_json)
+    except msgspec.ValidationError as error:
+        raise _located(error, "data") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidEvent(f"is not valid JSON: {error}", field="data") from error
+
+
+def _tagged(type_name: str, data: msgspec.Raw | bytes) -> bytes:
+    """Return the JSON object `data` with its type in front."""
+    inner = bytes(data).strip()[1:]
+    comma = b"" if inner.lstrip().startswith(b"}") else b","
+    return b'{"type":"' + type_name.encode() + b'"' + comma + inner
+
+
+def decode_bodies(bodies: Sequence[bytes], offsets: Sequence[int]) -> list[Event]:
+    """Decode many stored bodies, whose places are `offsets`, in one call.
+
+    Raises StoredEventInvalid with the offset of the first one that this program cannot read.
+    """
+    decoder = _stored_decoder(tuple(event_types().values()))
+    try:
+        events = decoder.decode(b"[" + b",".join(bodies) + b"]")
+    except msgspec.DecodeError:
+        events = []
+    return events if len(events) == len(bodies) else _decode_singly(bodies, offsets, decoder)
+
+
+def _decode_singly(
+    bodies: Sequence[bytes], offsets: Sequence[int], decoder: msgspec.json.Decoder[list[Event]]
+) -> list[Event]:
+    """Decode one by one, to find the body at fault."""
+    events = []
+    for offset, body in zip(offsets, bodies, strict=True):
+        try:
+            [event] = decoder.decode(b"[" + body + b"]")
+        except (msgspec.DecodeError, ValueError) as error:
+            raise StoredEventInvalid(offset, str(error)) from error
+        events.append(event)
+    return events
+
+
+@lru_cache(maxsize=8)
+def _stored_decoder(types: tuple[type[Event], ...]) -> msgspec.json.Decoder[list[Event]]:
+    """Return the decoder for an array of events of these types."""
+    union: Any = Union[types]  # noqa: UP007 - the members are known only at run time
+    return msgspec.json.Decoder(list[union], dec_hook=_from_json)
+
+
+def check_name(value: str, field: str) -> None:
+    """Refuse a stream or tag that is empty, too long, or not plain printable text."""
+    if not 0 < len(value) <= NAME_CHARS_MAX:
+        raise InvalidEvent(f"must have 1 to {NAME_CHARS_MAX} characters", field=field)
+    if not value.isprintable():
+        raise InvalidEvent(f"{value!r} has a character that cannot be printed", field=field)
+
+
+@lru_cache(maxsize=4096)
+def check_ip_address(value: str) -> None:
+    """Refuse what is neither an IPv4 nor an IPv6 address."""
+    try:
+        ipaddress.ip_address(value)
+    except ValueError as error:
+        raise InvalidEvent(str(error), field="metadata.ip_address") from error
+
+
+def _check(body: bytes, bytes_max: int, field: str) -> None:
+    """Refuse what is too large, and NUL characters, which PostgreSQL's text cannot hold."""
+    if len(body) > bytes_max:
+        raise InvalidEvent(
+            f"takes {len(body):,} bytes, at most {bytes_max:,} are allowed", field=field
+        )
+    if b"\\u0000" in body and _ESCAPED_NUL.search(body):
+        raise InvalidEvent("holds a NUL character; take it out", field=field)
+
+
+def _located(error: msgspec.ValidationError, field: str) -> InvalidEvent:
+    """Turn msgspec's message, which ends in a path, into a field and a reason."""
+    match = _PATH.match(str(error))
+    if match is None:
+        return InvalidEvent(str(error), field=field)
+    return InvalidEvent(match["reason"], field=field + match["path"])

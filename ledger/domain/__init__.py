@@ -1,0 +1,8 @@
+"""The trading and security domain: one file per kind of stream.
+
+Importing this package registers all event types.
+"""
+
+from ledger.domain import api_keys, marks, orders, positions, users
+
+__all__ = ["api_keys", "marks", "orders", "positions", "users"]

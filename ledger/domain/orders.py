@@ -1,0 +1,190 @@
+"""Orders: stream `order-<id>`. States and words follow FIX (OrdStatus, ExecType)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from uuid import UUID
+
+from ledger.event import Amount, Event, Instant, VenueAmount
+
+
+class Action(StrEnum):
+    """The side of an order or a fill."""
+
+    BUY = "buy"
+    SELL = "sell"
+
+
+class OrderType(StrEnum):
+    """What makes an order execute."""
+
+    MARKET = "market"
+    LIMIT = "limit"
+    STOP_LOSS = "stop_loss"
+    TAKE_PROFIT = "take_profit"
+
+
+class TimeInForce(StrEnum):
+    """How long an order works."""
+
+    GTC = "gtc"
+    DAY = "day"
+    GTD = "gtd"
+    IOC = "ioc"
+    FOK = "fok"
+
+
+class Liquidity(StrEnum):
+    """Which side of the book a fill was on."""
+
+    MAKER = "maker"
+    TAKER = "taker"
+
+
+def order_stream(order_id: UUID) -> str:
+    """Return the stream of an order."""
+    return f"order-{order_id}"
+
+
+def position_tag(user_id: UUID, token: str, position_id: UUID | None) -> str:
+    """Return the tag that all fills of one position book carry.
+
+    Netting books are (user, token); a hedging book is an explicit position id.
+    """
+    return f"position:{position_id}" if position_id else f"book:{user_id}:{token}"
+
+
+class OrderEvent(Event):
+    """What all events of one order's stream have."""
+
+    order_id: UUID
+
+    def stream(self) -> str:
+        """Name the order's stream."""
+        return order_stream(self.order_id)
+
+
+class OrderPlaced(OrderEvent):
+    """A user's order; either `quantity` (in the token) or `amount` (in the quote currency).
+
+    `position_id` names the position when hedging; without it fills net by (user, token).
+    `slippage_bps` is the tolerance in basis points.
+    """
+
+    user_id: UUID
+    token: str
+    action: Action
+    order_type: OrderType
+    quantity: Amount | None = None
+    amount: Amount | None = None
+    price: Amount | None = None
+    trigger_price: Amount | None = None
+    time_in_force: TimeInForce = TimeInForce.GTC
+    expires_at: Instant | None = None
+    slippage_bps: int | None = None
+    position_id: UUID | None = None
+    reduce_only: bool = False
+    strategy: str | None = None
+    extra_data: dict[str, str] | None = None
+
+
+class OrderAccepted(OrderEvent):
+    """The venue took the order."""
+
+    venue_order_id: str | None = None
+
+
+class OrderTriggered(OrderEvent):
+    """The trigger price of a stop or target was reached; the order works now."""
+
+    price: VenueAmount | None = None
+
+
+class Execution(OrderEvent):
+    """What a fill and the bust of a fill have; complete in itself, so a position needs no order.
+
+    `user_id` is None where the venue reports a fill whose owner is not known. `fee` is in the
+    quote currency unless `fee_currency` names another one (also the token); a rebate is negative.
+    """
+
+    fill_id: str
+    token: str
+    action: Action
+    price: VenueAmount
+    quantity: VenueAmount
+    user_id: UUID | None = None
+    position_id: UUID | None = None
+    fee: VenueAmount | None = None
+    fee_currency: str | None = None
+    liquidity: Liquidity | None = None
+    transaction_signature: str | None = None
+
+    def tags(self) -> Iterable[str]:
+        """Name the position book that the fill moves."""
+        if self.user_id is None:
+            return ()
+        return (position_tag(self.user_id, self.token, self.position_id),)
+
+
+class OrderFilled(Execution):
+    """The venue executed `quantity` at `price`; `fill_id` is the venue's id of this fill."""
+
+
+class FillBusted(Execution):
+    """The venue took a fill back: the fields repeat the fill that never was."""
+
+
+class OrderReplaceRequested(OrderEvent):
+    """The user asked for another quantity or price."""
+
+    quantity: Amount | None = None
+    price: Amount | None = None
+
+
+class OrderReplaced(OrderEvent):
+    """The venue changed the order to this total quantity and price (None: as before)."""
+
+    quantity: VenueAmount | None = None
+    price: VenueAmount | None = None
+
+
+class OrderRestated(OrderEvent):
+    """The venue changed the order unasked (FIX ExecType D).
+
+    Either the new total `quantity`, or `quantity_change` where only the difference is known.
+    """
+
+    quantity: VenueAmount | None = None
+    quantity_change: VenueAmount | None = None
+    reason: str | None = None
+
+
+class OrderCancelRequested(OrderEvent):
+    """The user asked to cancel."""
+
+
+class OrderCancelled(OrderEvent):
+    """The order is cancelled; what was filled stays filled."""
+
+    reason: str | None = None
+
+
+class OrderDoneForDay(OrderEvent):
+    """No more executions today."""
+
+
+class OrderRejected(OrderEvent):
+    """The venue refused the order."""
+
+    reason: str
+
+
+class OrderFailed(OrderEvent):
+    """The order could not be carried out."""
+
+    reason: str
+
+
+class OrderExpired(OrderEvent):
+    """The order's time in force ended."""

@@ -1,0 +1,187 @@
+"""Events and the envelope around them.
+
+An event type is a subclass of `Event`; defining it registers it. What a service hands over is a
+`NewEvent`, what the journal gives back is a `RecordedEvent`.
+"""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import cache
+from typing import Annotated, Any, ClassVar
+from uuid import UUID
+
+import msgspec
+from uuid_utils.compat import uuid7
+
+from ledger.amounts import Amount, PlainDecimal, VenueAmount
+
+__all__ = [
+    "Amount",
+    "Event",
+    "Instant",
+    "Metadata",
+    "NewEvent",
+    "RecordedEvent",
+    "VenueAmount",
+    "event_types",
+]
+
+Instant = Annotated[datetime, msgspec.Meta(tz=True)]
+"""An aware time, kept in UTC with microseconds."""
+
+_registry: dict[str, type[Event]] = {}
+
+
+@typing.dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(msgspec.field,)
+)
+class Event(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    omit_defaults=True,
+    tag_field="type",
+    tag=True,
+):
+    """Base of all event types: past tense, immutable, its class name is its type for ever.
+
+    A field added later has the default None or an empty value (defaults are not stored), and a
+    field never changes its meaning.
+    """
+
+    schema_version: ClassVar[int] = 1
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Register the type under its class name."""
+        super().__init_subclass__(**options)
+        known = _registry.get(cls.__name__)
+        if known is not None and known.__module__ != cls.__module__:
+            raise TypeError(f"event type {cls.__name__} is defined twice, first in {known}")
+        _registry[cls.__name__] = cls
+
+    def __post_init__(self) -> None:
+        """Bring amounts and times into their one stored form, so that equal means equal bytes."""
+        for name, normalise in _normalisers(type(self)):
+            value = getattr(self, name)
+            if value is not None:
+                msgspec.structs.force_setattr(self, name, normalise(value))
+
+    def stream(self) -> str | None:
+        """Name the stream this event belongs to, or None where any stream will do."""
+        return None
+
+    def tags(self) -> Iterable[str]:
+        """Name what else this event is about, for conditions and look-ups across streams."""
+        return ()
+
+    def claims(self) -> Iterable[str]:
+        """Name the tags that this event's stream holds alone from now on (a username)."""
+        return ()
+
+    def releases(self) -> Iterable[str]:
+        """Name the claimed tags that are free again from now on."""
+        return ()
+
+
+class Metadata(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
+    """Who and what an event came from; every field is optional.
+
+    `correlation_id` ties the events of one business transaction together, `causation_id` is the
+    id of the event that led to this one, `request_id` the caller's own, `actor` who did it, and
+    `ip_address` (v4 or v6) from where.
+    """
+
+    correlation_id: UUID | None = None
+    causation_id: UUID | None = None
+    request_id: str | None = None
+    actor: str | None = None
+    ip_address: str | None = None
+
+
+class NewEvent(msgspec.Struct, frozen=True):
+    """An event on its way into the journal.
+
+    `stream` may be left out where the event type names its own; `event_id` is made (UUIDv7) where
+    it is left out, `occurred_at` is then the time of recording.
+    """
+
+    event: Event
+    stream: str = ""
+    event_id: UUID = msgspec.field(default_factory=uuid7)
+    occurred_at: datetime | None = None
+    metadata: Metadata | None = None
+
+
+class RecordedEvent(msgspec.Struct, frozen=True):
+    """An event as the journal holds it.
+
+    `offset` is its place in the journal (0, 1, 2, …), `version` its place in the stream (1, 2, …).
+    `body` holds the exact stored bytes that `event` was decoded from.
+    """
+
+    offset: int
+    stream: str
+    version: int
+    event_id: UUID
+    schema_version: int
+    recorded_at: datetime
+    occurred_at: datetime
+    metadata: Metadata
+    body: bytes
+    event: Event
+
+    @property
+    def type(self) -> str:
+        """The event type's name."""
+        return type(self.event).__name__
+
+
+def event_types() -> dict[str, type[Event]]:
+    """Return all event types that this program knows, by name.
+
+    A type that others inherit from is abstract and not among them.
+    """
+    return {name: known for name, known in _registry.items() if not known.__subclasses__()}
+
+
+def utc(moment: datetime) -> datetime:
+    """Return `moment` in UTC; a time without a zone raises ValueError."""
+    if moment.tzinfo is UTC:
+        return moment
+    if moment.utcoffset() is None:
+        raise ValueError(f"{moment.isoformat()} has no time zone; give one, best UTC")
+    return moment.astimezone(UTC)
+
+
+@cache
+def _normalisers(event_type: type[Event]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """Return the fields of `event_type` that have a single stored form, each with its function."""
+    hints = typing.get_type_hints(event_type)
+    found = ((name, _normaliser(hints[name])) for name in event_type.__struct_fields__)
+    return tuple((name, function) for name, function in found if function is not None)
+
+
+def _normaliser(hint: Any) -> Callable[[Any], Any] | None:
+    """Return the function that brings a value of type `hint` into its stored form."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if option is datetime:
+            return utc
+        if isinstance(option, type) and issubclass(option, PlainDecimal):
+            return _amount_of(option)
+    return None
+
+
+def _amount_of(amount_type: type[PlainDecimal]) -> Callable[[str | int | Decimal], PlainDecimal]:
+    def convert(value: str | int | Decimal) -> PlainDecimal:
+        return value if type(value) is amount_type else amount_type(value)
+
+    return convert

@@ -1,0 +1,253 @@
+"""What a service holds: append with group commit, read, wait."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+
+import ledger.domain  # noqa: F401 - registers the event types, which reading needs
+from ledger.codec import decode_bodies, decode_metadata
+from ledger.conditions import Condition
+from ledger.errors import (
+    AppendOutcomeUnknown,
+    InvalidEvent,
+    JournalNotFound,
+    LedgerError,
+    Overloaded,
+)
+from ledger.event import NewEvent, RecordedEvent
+from ledger.prepare import prepare
+from ledger.settings import Settings
+from ledger.stores import (
+    Appended,
+    Clock,
+    JournalInfo,
+    Outcome,
+    PreparedAppend,
+    SizeAt,
+    Store,
+    StoredEvent,
+)
+from ledger.stores.opening import open_store
+
+BATCH_EVENTS_MAX = 512
+BATCH_BYTES_MAX = 4 * 1024 * 1024
+CHUNK_SIZE = 1000
+POLL_SECONDS = 0.05
+
+_Waiting = tuple[PreparedAppend, "asyncio.Future[Appended]"]
+
+
+class Journal:
+    """One journal of a store.
+
+    Appends that are under way at the same time are stored together, in one commit; each of them
+    succeeds or fails on its own, as if they had been run in the order of the calls.
+    """
+
+    def __init__(self, store: Store, info: JournalInfo, *, queue_events_max: int = 100_000) -> None:
+        """Take the store and which of its journals this is."""
+        self.store = store
+        self.journal_id = info.journal_id
+        self.name = info.name
+        self._queue: deque[_Waiting] = deque()
+        self._queued_events = 0
+        self._queue_events_max = queue_events_max
+        self._writing: asyncio.Task[None] | None = None
+
+    async def append(
+        self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
+    ) -> Appended:
+        """Store the events, all or none, if all conditions hold; return their offsets.
+
+        Events whose ids are stored already with the same content are a success, with the original
+        offsets. Raises InvalidEvent, VersionConflict and the other ConditionFailed,
+        EventIdConflict, Overloaded and StoreUnavailable, all of which mean that nothing was
+        stored, and AppendOutcomeUnknown. Cancelling the call leaves open whether the events are
+        stored.
+        """
+        prepared = prepare((events,) if isinstance(events, NewEvent) else events, conditions)
+        if self._queued_events + len(prepared.events) > self._queue_events_max:
+            raise Overloaded(
+                f"{self._queued_events:,} events wait to be stored already; slow down, try again"
+            )
+        future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
+        self._queue.append((prepared, future))
+        self._queued_events += len(prepared.events)
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write_queue())
+        return await future
+
+    async def _write_queue(self) -> None:
+        """Store what is queued, batch after batch, until the queue is empty."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._queue:
+                batch = self._next_batch()
+                outcomes = await self._store_batch([prepared for prepared, _ in batch])
+                # Not at once: the next batch is sent first, so that the callers make their next
+                # events while the database is at work.
+                loop.call_soon(_resolve, batch, outcomes)
+        finally:
+            self._writing = None
+
+    def _next_batch(self) -> list[_Waiting]:
+        batch = [self._queue.popleft()]
+        events, size = _weight(batch[0][0])
+        while self._queue:
+            more_events, more_bytes = _weight(self._queue[0][0])
+            events, size = events + more_events, size + more_bytes
+            if events > BATCH_EVENTS_MAX or size > BATCH_BYTES_MAX:
+                break
+            batch.append(self._queue.popleft())
+        self._queued_events -= sum(len(prepared.events) for prepared, _ in batch)
+        return batch
+
+    async def _store_batch(self, batch: list[PreparedAppend]) -> list[Outcome]:
+        try:
+            return await self.store.append(self.journal_id, batch)
+        except LedgerError as error:
+            return [error] * len(batch)
+        except Exception as error:  # noqa: BLE001 - a bug must not leave callers waiting for ever
+            return [_unforeseen(error)] * len(batch)
+
+    async def read(
+        self, start: int = 0, stop: int | None = None, *, stream: str | None = None
+    ) -> AsyncIterator[RecordedEvent]:
+        """Yield the events with start <= offset < stop, up to the journal's present end."""
+        async for chunk in self.read_chunks(start, stop, stream=stream):
+            for event in chunk:
+                yield event
+
+    async def read_chunks(
+        self,
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        stream: str | None = None,
+        chunk_size: int = CHUNK_SIZE,
+    ) -> AsyncIterator[list[RecordedEvent]]:
+        """Yield the same as `read`, in lists of at most `chunk_size`.
+
+        Raises StoredEventInvalid at an event that this program cannot decode.
+        """
+        if start < 0 or chunk_size < 1:
+            raise InvalidEvent(f"cannot read from offset {start} in chunks of {chunk_size}")
+        end = await self.size() if stop is None else stop
+        chunks = (
+            self._all_chunks(start, end, chunk_size)
+            if stream is None
+            else self._stream_chunks(stream, start, end, chunk_size)
+        )
+        async for chunk in chunks:
+            yield _decoded(chunk)
+
+    async def _all_chunks(
+        self, start: int, stop: int, chunk_size: int
+    ) -> AsyncIterator[list[StoredEvent]]:
+        while start < stop:
+            chunk = await self.store.read(self.journal_id, start, min(stop, start + chunk_size))
+            if not chunk:
+                return
+            yield chunk
+            start = chunk[-1].offset + 1
+
+    async def _stream_chunks(
+        self, stream: str, start: int, stop: int, chunk_size: int
+    ) -> AsyncIterator[list[StoredEvent]]:
+        version = 0
+        while True:
+            chunk = await self.store.read_stream(self.journal_id, stream, version, chunk_size)
+            if not chunk:
+                return
+            version = chunk[-1].version
+            if wanted := [event for event in chunk if start <= event.offset < stop]:
+                yield wanted
+
+    async def size(self) -> int:
+        """Return the number of events in the journal."""
+        return await self.store.size(self.journal_id)
+
+    async def size_at(self, moment: datetime) -> SizeAt:
+        """Return how many events were recorded at or before `moment`."""
+        return await self.store.size_at(self.journal_id, moment)
+
+    async def wait(self, size: int, timeout_seconds: float | None = None) -> int:
+        """Wait until the journal holds `size` events; return the size seen.
+
+        Raises TimeoutError after `timeout_seconds`.
+        """
+        async with asyncio.timeout(timeout_seconds):
+            while (seen := await self.size()) < size:  # noqa: ASYNC110 - others append too
+                await asyncio.sleep(POLL_SECONDS)
+        return seen
+
+    async def flush(self) -> None:
+        """Wait until everything queued so far is stored or refused."""
+        while self._writing is not None:
+            await asyncio.wait([self._writing])
+
+
+@contextlib.asynccontextmanager
+async def open_journal(
+    settings: Settings | None = None, name: str | None = None, *, clock: Clock | None = None
+) -> AsyncIterator[Journal]:
+    """Open a journal by name, `settings.journal` by default; JournalNotFound where there is none.
+
+    `clock` replaces the database's clock, for simulations and tests.
+    """
+    settings = settings or Settings()
+    wanted = name or settings.journal
+    store = open_store(settings, clock)
+    try:
+        found = [info for info in await store.journals() if info.name == wanted]
+        if not found:
+            raise JournalNotFound(wanted)
+        journal = Journal(store, found[0], queue_events_max=settings.queue_events_max)
+        try:
+            yield journal
+        finally:
+            await journal.flush()
+    finally:
+        await store.close()
+
+
+def _unforeseen(error: Exception) -> AppendOutcomeUnknown:
+    return AppendOutcomeUnknown(f"the store failed in an unforeseen way: {error!r}")
+
+
+def _weight(append: PreparedAppend) -> tuple[int, int]:
+    return len(append.events), sum(len(event.body) for event in append.events)
+
+
+def _resolve(batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
+    """Tell each caller; one that was cancelled meanwhile is gone."""
+    for (_, future), outcome in zip(batch, outcomes, strict=True):
+        if future.done():
+            continue
+        if isinstance(outcome, Appended):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
+
+
+def _decoded(chunk: Sequence[StoredEvent]) -> list[RecordedEvent]:
+    events = decode_bodies([stored.body for stored in chunk], [stored.offset for stored in chunk])
+    return [
+        RecordedEvent(
+            stored.offset,
+            stored.stream,
+            stored.version,
+            stored.event_id,
+            stored.schema_version,
+            stored.recorded_at,
+            stored.occurred_at,
+            decode_metadata(stored.metadata),
+            stored.body,
+            event,
+        )
+        for stored, event in zip(chunk, events, strict=True)
+    ]

@@ -1,0 +1,184 @@
+"""Importing events from NDJSON: one JSON object a line, stored in the order of the lines.
+
+A line is `{"stream", "type", "data", "event_id"?, "occurred_at"?, "expected_version"?,
+"metadata"?}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, BinaryIO
+from uuid import UUID, uuid5
+
+import msgspec
+
+from ledger.codec import decode_event
+from ledger.conditions import ExpectedVersion
+from ledger.errors import (
+    ConditionFailed,
+    EventIdConflict,
+    InvalidEvent,
+    LedgerError,
+)
+from ledger.event import Instant, Metadata, NewEvent
+from ledger.journal import Journal
+from ledger.prepare import prepare
+
+CHUNK_LINES = 500
+LINE_BYTES_MAX = 64 * 1024
+_LINE_IDS = UUID("8a5e1c0e-54a1-5a3c-9f6c-2f4b6f0f7d11")
+
+
+class ImportStopped(LedgerError):
+    """A line could not be stored; those before it are stored, none after it is."""
+
+    def __init__(self, file: str, line: int, reason: LedgerError, stored: int) -> None:
+        super().__init__(
+            f"{file}, line {line}: {reason}; {stored} lines are stored, mend this one and run the "
+            "import again: it stores the rest and nothing twice"
+        )
+        self.exit_code = reason.exit_code
+        self.line = line
+        self.reason = reason
+        self.stored = stored
+
+
+class Imported(msgspec.Struct, frozen=True):
+    """How far an import has come: lines read, and how many of them were stored before."""
+
+    lines: int = 0
+    known: int = 0
+
+    def plus(self, lines: int, known: int) -> Imported:
+        """Return the sum."""
+        return Imported(self.lines + lines, self.known + known)
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A line as it stands in the file."""
+
+    stream: str
+    type: str
+    data: msgspec.Raw
+    event_id: UUID | None = None
+    occurred_at: Instant | None = None
+    expected_version: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    metadata: Metadata | None = None
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    """A line that can be appended, and its number in the file."""
+
+    number: int
+    event: NewEvent
+    conditions: tuple[ExpectedVersion, ...]
+
+
+_decode_line = msgspec.json.Decoder(Line).decode
+
+
+async def import_lines(
+    journal: Journal, lines: BinaryIO, name: str, source: str | None = None
+) -> AsyncIterator[Imported]:
+    """Append the lines in order; yield how far the import has come, chunk by chunk.
+
+    Lines without an event id get one made of `source`, the line's number and its content, so that
+    importing a file again stores nothing twice. Raises ImportStopped at the first line that cannot
+    be stored.
+    """
+    done = Imported()
+    for chunk, bad in _chunks(lines, source):
+        if chunk:
+            done = await _append_chunk(journal, chunk, name, done)
+            yield done
+        if bad is not None:
+            number, reason = bad
+            raise ImportStopped(name, number, reason, done.lines) from reason
+
+
+def parse_line(raw: bytes, number: int, source: str | None) -> _Entry:
+    """Return what a line asks for; InvalidEvent, with the field, where it is wrong."""
+    if len(raw) > LINE_BYTES_MAX:
+        raise InvalidEvent(f"the line is longer than {LINE_BYTES_MAX:,} bytes")
+    line = _decoded(raw)
+    event = NewEvent(
+        decode_event(line.type, line.data),
+        line.stream,
+        line.event_id or _derived_id(raw, number, source),
+        line.occurred_at,
+        line.metadata,
+    )
+    prepare([event], ())
+    expected = line.expected_version
+    conditions = () if expected is None else (ExpectedVersion(line.stream, expected),)
+    return _Entry(number, event, conditions)
+
+
+def _decoded(raw: bytes) -> Line:
+    try:
+        return _decode_line(raw)
+    except msgspec.ValidationError as error:
+        raise InvalidEvent(str(error), field="line") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidEvent(f"not valid JSON: {error}", field="line") from error
+
+
+def _derived_id(raw: bytes, number: int, source: str | None) -> UUID:
+    if source is None:
+        raise InvalidEvent(
+            "is missing; give the line one, or name the file's origin with --source so that one "
+            "can be derived",
+            field="event_id",
+        )
+    return uuid5(_LINE_IDS, f"{source}\n{number}\n{raw.decode('utf-8', 'surrogateescape')!r}")
+
+
+_Bad = tuple[int, LedgerError]
+
+
+def _chunks(lines: BinaryIO, source: str | None) -> Iterator[tuple[list[_Entry], _Bad | None]]:
+    """Yield runs of good lines that can go into one append; the last may end at a bad line."""
+    chunk: list[_Entry] = []
+    streams: set[str] = set()
+    number = 0
+    while raw := lines.readline(LINE_BYTES_MAX + 2):
+        number += 1
+        if not raw.strip():
+            continue
+        try:
+            entry = parse_line(raw.rstrip(b"\r\n"), number, source)
+        except LedgerError as error:
+            yield chunk, (number, error)
+            return
+        # Conditions look at the journal before the append, so a stream whose version is expected
+        # must not have been written earlier in the same append.
+        if len(chunk) == CHUNK_LINES or (entry.conditions and entry.event.stream in streams):
+            yield chunk, None
+            chunk, streams = [], set()
+        chunk.append(entry)
+        streams.add(entry.event.stream)
+    yield chunk, None
+
+
+async def _append_chunk(
+    journal: Journal, chunk: list[_Entry], name: str, done: Imported
+) -> Imported:
+    """Append a chunk as one; where that is refused, line by line up to the one at fault."""
+    conditions = [condition for entry in chunk for condition in entry.conditions]
+    try:
+        appended = await journal.append([entry.event for entry in chunk], *conditions)
+    except (ConditionFailed, EventIdConflict, InvalidEvent):
+        return await _append_singly(journal, chunk, name, done)
+    return done.plus(len(chunk), len(chunk) if appended.duplicate else 0)
+
+
+async def _append_singly(
+    journal: Journal, chunk: list[_Entry], name: str, done: Imported
+) -> Imported:
+    for entry in chunk:
+        try:
+            appended = await journal.append(entry.event, *entry.conditions)
+        except LedgerError as error:
+            raise ImportStopped(name, entry.number, error, done.lines) from error
+        done = done.plus(1, int(appended.duplicate))
+    return done

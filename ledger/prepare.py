@@ -1,0 +1,107 @@
+"""From what callers hand over to what stores write: everything is checked before it is queued."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from functools import cache
+
+from ledger.codec import check_name, encode_event, encode_metadata
+from ledger.conditions import AtMost, Condition
+from ledger.errors import InvalidEvent, TooManyEvents
+from ledger.event import Event, NewEvent, utc
+from ledger.schema import CLAIM, RELEASE, TAG
+from ledger.stores import PreparedAppend, PreparedEvent
+
+APPEND_EVENTS_MAX = 1000
+
+
+def prepare(events: Sequence[NewEvent], conditions: Sequence[Condition]) -> PreparedAppend:
+    """Check and encode an append; InvalidEvent where any part of it cannot be stored."""
+    if not 0 < len(events) <= APPEND_EVENTS_MAX:
+        raise InvalidEvent(f"an append has 1 to {APPEND_EVENTS_MAX} events, not {len(events)}")
+    prepared = tuple(map(_prepare_event, events))
+    if len(prepared) > 1:
+        _check_together(prepared)
+    for condition in conditions:
+        if isinstance(condition, AtMost):
+            _check_window(prepared, condition)
+    return PreparedAppend(prepared, tuple(conditions))
+
+
+def _check_window(events: Sequence[PreparedEvent], window: AtMost) -> None:
+    """Refuse an append that alone is more than its window may hold."""
+    if sum(event.stream == window.stream for event in events) > window.count:
+        raise TooManyEvents(window.stream, window.count, window.window.total_seconds())
+
+
+def _prepare_event(new: NewEvent) -> PreparedEvent:
+    event = new.event
+    return PreparedEvent(
+        event_id=new.event_id,
+        stream=_stream_of(new),
+        type=type(event).__name__,
+        schema_version=event.schema_version,
+        occurred_at=_occurred_at(new),
+        metadata=encode_metadata(new.metadata),
+        body=encode_event(event),
+        tags=_tags_of(event),
+    )
+
+
+def _stream_of(new: NewEvent) -> str:
+    """Return the stream, which must be the one that the event itself names."""
+    own = new.event.stream()
+    stream = new.stream or own
+    if not stream:
+        raise InvalidEvent(f"{type(new.event).__name__} needs a stream", field="stream")
+    if own is not None and stream != own:
+        raise InvalidEvent(
+            f"{stream!r} does not fit the data, which belongs to {own!r}", field="stream"
+        )
+    check_name(stream, "stream")
+    return stream
+
+
+def _occurred_at(new: NewEvent) -> datetime | None:
+    """Return the time in UTC."""
+    if new.occurred_at is None:
+        return None
+    try:
+        return utc(new.occurred_at)
+    except ValueError as error:
+        raise InvalidEvent(str(error), field="occurred_at") from error
+
+
+def _tags_of(event: Event) -> tuple[tuple[str, int], ...]:
+    """Return the event's tags with their kinds, each once."""
+    if not _has_tags(type(event)):
+        return ()
+    tags = dict.fromkeys(_all_tags(event))
+    for tag, _ in tags:
+        check_name(tag, "tag")
+    return tuple(tags)
+
+
+@cache
+def _has_tags(event_type: type[Event]) -> bool:
+    """Tell whether a type declares any tags; asking each event would be slower."""
+    own = (event_type.tags, event_type.claims, event_type.releases)
+    return own != (Event.tags, Event.claims, Event.releases)
+
+
+def _all_tags(event: Event) -> Iterator[tuple[str, int]]:
+    for kind, tags in ((TAG, event.tags()), (CLAIM, event.claims()), (RELEASE, event.releases())):
+        for tag in tags:
+            yield tag, kind
+
+
+def _check_together(events: Sequence[PreparedEvent]) -> None:
+    """Refuse appends that contradict themselves."""
+    if len({event.event_id for event in events}) < len(events):
+        raise InvalidEvent("two events of one append have the same id", field="event_id")
+    holders: dict[str, str] = {}
+    for event in events:
+        for tag, kind in event.tags:
+            if kind == CLAIM and holders.setdefault(tag, event.stream) != event.stream:
+                raise InvalidEvent(f"two streams of one append claim {tag!r}", field="tag")

@@ -1,0 +1,74 @@
+"""The journal's tables. `journal_id` leads every key: a database can be distributed by it."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    CheckConstraint,
+    Column,
+    Identity,
+    Index,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Uuid,
+)
+
+from ledger.sqltypes import OFFSET, UtcTimestamp, name_type
+
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    }
+)
+"""All tables of this project, also the read models, are declared in this one MetaData."""
+
+journals = Table(
+    "journals",
+    metadata,
+    Column("journal_id", OFFSET, Identity(always=True), primary_key=True),
+    Column("name", name_type(100), nullable=False, unique=True),
+    Column("size", OFFSET, nullable=False, server_default="0"),
+    Column("last_recorded_at", UtcTimestamp()),
+    Column("created_at", UtcTimestamp(), nullable=False),
+    CheckConstraint("size >= 0", name="size"),
+)
+
+# No foreign key to journals: it would be checked row by row, and only the append function, which
+# holds the journal's row, may insert here.
+events = Table(
+    "events",
+    metadata,
+    Column("journal_id", OFFSET, primary_key=True),
+    Column("offset", OFFSET, primary_key=True),
+    Column("event_id", Uuid(), nullable=False),
+    Column("stream", name_type(255), nullable=False),
+    Column("version", OFFSET, nullable=False),
+    Column("type", name_type(100), nullable=False),
+    Column("schema_version", SmallInteger, nullable=False),
+    Column("occurred_at", UtcTimestamp(), nullable=False),
+    Column("recorded_at", UtcTimestamp(), nullable=False),
+    Column("metadata", LargeBinary),
+    Column("body", LargeBinary, nullable=False),
+    Index("uq_events_stream_version", "journal_id", "stream", "version", unique=True),
+    Index("uq_events_event_id", "journal_id", "event_id", unique=True),
+)
+
+TAG, CLAIM, RELEASE = 0, 1, 2
+"""Kinds of event_tags rows: plain tags, and names that are taken and given back."""
+
+event_tags = Table(
+    "event_tags",
+    metadata,
+    Column("journal_id", OFFSET, primary_key=True),
+    Column("tag", name_type(255), primary_key=True),
+    Column("offset", OFFSET, primary_key=True),
+    Column("kind", SmallInteger, primary_key=True),
+    Column("type", name_type(100), nullable=False),
+    Column("stream", name_type(255), nullable=False),
+    CheckConstraint("kind IN (0, 1, 2)", name="kind"),
+)

@@ -1,0 +1,60 @@
+"""Settings, read from the environment (`LEDGER_…`)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ledger.errors import LedgerError
+
+_ASYNC_DRIVERS = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+
+
+class SettingsInvalid(LedgerError):
+    """A setting has a value that cannot be used."""
+
+
+class Settings(BaseSettings):
+    """What can be set; each field is the variable LEDGER_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix="LEDGER_")
+
+    database_url: str = "sqlite:///./ledger.db"
+    owner_database_url: str | None = None
+    journal: str = "main"
+    pool_size: int = Field(5, ge=1, le=1000)
+    pool_overflow: int = Field(15, ge=0, le=1000)
+    connect_timeout_seconds: float = Field(10, gt=0)
+    append_timeout_seconds: float = Field(30, gt=0)
+    statement_timeout_seconds: float = Field(60, gt=0)
+    queue_events_max: int = Field(100_000, ge=1)
+
+    @property
+    def migration_url(self) -> str:
+        """The URL of the role that owns the tables; used by `ledger migrate` alone."""
+        return self.owner_database_url or self.database_url
+
+
+@lru_cache
+def async_url(url: str) -> URL:
+    """Return `url` for SQLAlchemy's async engines.
+
+    `postgresql://…` becomes `postgresql+asyncpg://…` and `sqlite://…` `sqlite+aiosqlite://…`; any
+    other database raises SettingsInvalid.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise SettingsInvalid(f"database URL: {error}") from error
+    backend = parsed.drivername.partition("+")[0]
+    if backend == "sqlite":
+        return parsed.set(drivername="sqlite+aiosqlite")
+    if backend in _ASYNC_DRIVERS:
+        return parsed.set(drivername=_ASYNC_DRIVERS[backend])
+    raise SettingsInvalid(
+        f"database URL: {parsed.drivername!r} is not supported; use postgresql:// or sqlite://"
+    )

@@ -1,0 +1,310 @@
+"""The PostgreSQL store: a batch of appends is one call of the function `ledger_append`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import asyncpg
+from sqlalchemy import URL
+
+from ledger.errors import (
+    AppendOutcomeUnknown,
+    JournalExists,
+    LedgerError,
+    SchemaMissing,
+    StoreUnavailable,
+)
+from ledger.settings import Settings
+from ledger.stores import (
+    Clock,
+    JournalInfo,
+    Outcome,
+    PreparedAppend,
+    SizeAt,
+    StoredEvent,
+)
+from ledger.stores.outcomes import each_alone
+from ledger.stores.postgres_batch import Batch
+from ledger.stores.rounds import rounds
+from ledger.stores.search import last_recorded
+
+if TYPE_CHECKING:
+    Connection = asyncpg.Connection[asyncpg.Record]
+
+_APPEND = (
+    "SELECT * FROM ledger_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15,"
+    " $16, $17, $18, $19, $20, $21, $22, $23)"
+)
+_COLUMNS = (
+    '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body'
+)
+_READ = f"""SELECT {_COLUMNS} FROM events
+    WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 ORDER BY "offset" """  # noqa: S608
+_READ_STREAM = f"""SELECT {_COLUMNS} FROM events
+    WHERE journal_id = $1 AND stream = $2 AND version > $3 ORDER BY version LIMIT $4"""  # noqa: S608
+_JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
+_BACKEND = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+_TERMINATE = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE pid = $1 AND backend_start = $2"""
+
+_LOST = (asyncpg.InterfaceError, OSError, TimeoutError)
+"""Errors after which nobody knows what became of a statement that was sent."""
+_SHUTDOWN_STATES = ("57P01", "57P02", "57P03", "57P05")
+_DATA_STATES = ("22", "23", "54")
+"""Classes of errors that one append of a batch can have brought on all others."""
+
+
+class PostgresStore:
+    """Journals in a PostgreSQL database (15 to 18)."""
+
+    def __init__(self, url: URL, settings: Settings, clock: Clock | None = None) -> None:
+        """Take the address; connections are made when they are needed."""
+        self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        self._shown = url.render_as_string(hide_password=True)
+        self._settings = settings
+        self._clock = clock
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._pool_lock = asyncio.Lock()
+        self._writers: dict[int, _Writer] = {}
+
+    async def append(self, journal_id: int, batch: Sequence[PreparedAppend]) -> list[Outcome]:
+        """Store a batch in one statement; where that fails, each append on its own."""
+        writer = self._writers.setdefault(journal_id, _Writer(self))
+        try:
+            return await self._append_all(writer, journal_id, batch)
+        except asyncpg.PostgresError as error:
+            if len(batch) == 1 or (error.sqlstate or "")[:2] not in _DATA_STATES:
+                return [self._refusal(error) for _ in batch]
+        return await each_alone(lambda one: self.append(journal_id, [one]), batch)
+
+    async def _append_all(
+        self, writer: _Writer, journal_id: int, batch: Sequence[PreparedAppend]
+    ) -> list[Outcome]:
+        columns = Batch(batch, sizes := rounds(batch))
+        now = self._clock() if self._clock else None
+        answer = await writer.run(_APPEND, journal_id, now, sizes, *columns.arguments())
+        return columns.outcomes(answer)
+
+    async def read(self, journal_id: int, start: int, stop: int) -> list[StoredEvent]:
+        """Return the events with start <= offset < stop, in order."""
+        return [StoredEvent(*row) for row in await self._fetch(_READ, journal_id, start, stop)]
+
+    async def read_stream(
+        self, journal_id: int, stream: str, after_version: int, limit: int
+    ) -> list[StoredEvent]:
+        """Return up to `limit` events of one stream above a version, in order."""
+        rows = await self._fetch(_READ_STREAM, journal_id, stream, after_version, limit)
+        return [StoredEvent(*row) for row in rows]
+
+    async def size(self, journal_id: int) -> int:
+        """Return the number of events in the journal."""
+        [row] = await self._fetch("SELECT size FROM journals WHERE journal_id = $1", journal_id)
+        return int(row[0])
+
+    async def size_at(self, journal_id: int, moment: datetime) -> SizeAt:
+        """Return the number of events recorded at or before `moment`."""
+        now = self._clock() if self._clock else None
+        [settled] = await self._fetch("SELECT * FROM ledger_settle($1, $2)", journal_id, now)
+
+        async def recorded_at(offset: int) -> datetime:
+            [row] = await self._fetch(_READ, journal_id, offset, offset + 1)
+            return StoredEvent(*row).recorded_at
+
+        size = await last_recorded(recorded_at, settled["size"], moment)
+        return SizeAt(size, provisional=moment >= settled["now"])
+
+    async def journals(self) -> list[JournalInfo]:
+        """Return all journals, in the order they were made."""
+        return [JournalInfo(*row) for row in await self._fetch(f"{_JOURNAL} ORDER BY journal_id")]
+
+    async def create_journal(self, name: str) -> JournalInfo:
+        """Make a journal; JournalExists if there is one of that name."""
+        insert = "INSERT INTO journals (name, created_at) VALUES ($1, $2)"
+        try:
+            await self._fetch(insert, name, datetime.now(UTC))
+        except asyncpg.UniqueViolationError as error:
+            raise JournalExists(name) from error
+        [row] = await self._fetch(f"{_JOURNAL} WHERE name = $1", name)
+        return JournalInfo(*row)
+
+    def write_turn(self) -> AbstractAsyncContextManager[None]:
+        """Do nothing: PostgreSQL's lock queue is fair."""
+        return contextlib.nullcontext()
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for writer in self._writers.values():
+            await writer.close()
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+    async def connect(self) -> tuple[Connection, Backend]:
+        """Return a new connection for appending; StoreUnavailable where there is none."""
+        with self._away():
+            connection = await asyncpg.connect(
+                self._dsn,
+                timeout=self._settings.connect_timeout_seconds,
+                command_timeout=self.append_timeout_seconds,
+                server_settings=self._session(self.append_timeout_seconds),
+            )
+            [backend] = await connection.fetch(_BACKEND)
+            return connection, Backend(*backend)
+
+    @property
+    def append_timeout_seconds(self) -> float:
+        """How long an append may take before its outcome counts as unknown."""
+        return self._settings.append_timeout_seconds
+
+    async def _fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
+        with self._away():
+            pool = await self._reading_pool()
+            async with pool.acquire() as connection:
+                return await connection.fetch(sql, *arguments)
+
+    async def _reading_pool(self) -> asyncpg.Pool[asyncpg.Record]:
+        async with self._pool_lock:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._dsn,
+                    min_size=0,
+                    max_size=self._settings.pool_size + self._settings.pool_overflow,
+                    timeout=self._settings.connect_timeout_seconds,
+                    server_settings=self._session(self._settings.statement_timeout_seconds),
+                )
+            return self._pool
+
+    def _session(self, timeout_seconds: float) -> dict[str, str]:
+        # READ COMMITTED whatever the server's default: after waiting for the journal's row, the
+        # append must see what was committed meanwhile. No sequential scans: the append function's
+        # plans may have been made while its tables were empty.
+        return {
+            "application_name": "ledger",
+            "default_transaction_isolation": "read committed",
+            "enable_seqscan": "off",
+            "jit": "off",
+            "statement_timeout": str(int(timeout_seconds * 1000)),
+        }
+
+    @contextlib.contextmanager
+    def _away(self) -> Iterator[None]:
+        """Turn the many ways in which a database can be away into one error."""
+        try:
+            yield
+        except asyncpg.UniqueViolationError:
+            raise
+        except asyncpg.PostgresError as error:
+            raise self._refusal(error) from error
+        except _LOST as error:
+            raise StoreUnavailable(
+                f"cannot reach {self._shown}: {str(error) or type(error).__name__}; "
+                "check LEDGER_DATABASE_URL and that the server runs"
+            ) from error
+
+    def _refusal(self, error: asyncpg.PostgresError) -> LedgerError:
+        if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError):
+            return SchemaMissing(f"{self._shown} is not migrated ({error}); run `ledger migrate`")
+        return StoreUnavailable(f"{self._shown} refused: {error} (SQLSTATE {error.sqlstate})")
+
+
+class Backend(NamedTuple):
+    """What tells a server process from any later one that gets its number."""
+
+    pid: int
+    started_at: datetime
+
+
+class _Writer:
+    """The connection over which one journal is appended to, one statement at a time."""
+
+    def __init__(self, store: PostgresStore) -> None:
+        self._store = store
+        self._lock = asyncio.Lock()
+        self._connection: Connection | None = None
+        self._backend: Backend | None = None
+        self._warnings: list[str] = []
+
+    async def run(self, sql: str, *arguments: Any) -> asyncpg.Record:
+        """Run an append; while its outcome is unknown, run it again.
+
+        Running it again is safe, since known event ids are found first, and right, since the
+        server process of the first try is ended before: it cannot commit any more.
+        """
+        deadline = asyncio.get_running_loop().time() + self._store.append_timeout_seconds
+        async with self._lock:
+            connection = await self._connected()
+            while True:
+                try:
+                    return await self._once(connection, sql, arguments)
+                except _LOST as error:
+                    connection = await self._recover(deadline, error)
+
+    async def _once(
+        self, connection: Connection, sql: str, arguments: tuple[Any, ...]
+    ) -> asyncpg.Record:
+        self._warnings.clear()
+        try:
+            row = await connection.fetchrow(sql, *arguments)
+        except asyncpg.PostgresError as error:
+            if error.sqlstate in _SHUTDOWN_STATES or (error.sqlstate or "").startswith("08"):
+                raise ConnectionError(str(error)) from error
+            raise
+        if self._warnings:
+            # A cancelled wait for a synchronous standby commits here with no more than a warning.
+            raise AppendOutcomeUnknown(
+                f"stored on this server, but {self._warnings[0]}; append again with the same ids"
+            )
+        if row is None:
+            raise AppendOutcomeUnknown("the append function returned nothing")
+        return row
+
+    async def _recover(self, deadline: float, cause: BaseException) -> Connection:
+        """Return a new connection once the old one's server process is surely gone."""
+        delay_seconds = 0.05
+        lost, self._backend = self._backend, None
+        await self.close()
+        while True:
+            try:
+                connection = await self._connected()
+                await self._end(connection, lost, deadline)
+            except (LedgerError, asyncpg.PostgresError, *_LOST) as error:
+                await self.close()
+                if asyncio.get_running_loop().time() + delay_seconds > deadline:
+                    raise AppendOutcomeUnknown(
+                        f"lost the database while it was committing ({cause!r}) and could not ask "
+                        f"it again ({error!r}); append again with the same event ids"
+                    ) from cause
+                await asyncio.sleep(delay_seconds)
+                delay_seconds = min(2 * delay_seconds, 1.0)
+            else:
+                return connection
+
+    async def _end(self, connection: Connection, lost: Backend | None, deadline: float) -> None:
+        """Terminate the server process of a lost connection and wait until it is gone."""
+        if lost is None:
+            return
+        while await connection.fetchrow(_TERMINATE, lost.pid, lost.started_at) is not None:
+            if asyncio.get_running_loop().time() > deadline:
+                raise TimeoutError(f"server process {lost.pid} does not end")
+            await asyncio.sleep(0.02)
+
+    async def _connected(self) -> Connection:
+        if self._connection is None or self._connection.is_closed():
+            self._connection, self._backend = await self._store.connect()
+            self._connection.add_log_listener(self._note_warning)
+        return self._connection
+
+    def _note_warning(self, _connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.severity_en == "WARNING":
+            self._warnings.append(str(message))
+
+    async def close(self) -> None:
+        """Drop the connection without waiting for the server."""
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None

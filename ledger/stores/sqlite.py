@@ -1,0 +1,285 @@
+"""The SQLite store, the embedded default: one file, appends one after the other in one commit."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sqlite3
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import URL
+
+from ledger.errors import (
+    AppendOutcomeUnknown,
+    JournalExists,
+    SchemaMissing,
+    StoreUnavailable,
+)
+from ledger.settings import Settings, SettingsInvalid
+from ledger.sqltypes import text_to_time, time_to_text
+from ledger.stores import Clock, JournalInfo, Outcome, PreparedAppend, SizeAt, StoredEvent
+from ledger.stores.outcomes import each_alone
+from ledger.stores.search import last_recorded
+from ledger.stores.sqlite_batch import Batch
+from ledger.stores.turns import turn
+
+R = TypeVar("R")
+
+READERS = 4
+_COMMIT_TRIES = 3
+_COLUMNS = (
+    '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body'
+)
+_READ = f"""SELECT {_COLUMNS} FROM events
+    WHERE journal_id = ? AND "offset" >= ? AND "offset" < ? ORDER BY "offset" """  # noqa: S608
+_READ_STREAM = f"""SELECT {_COLUMNS} FROM events
+    WHERE journal_id = ? AND stream = ? AND version > ? ORDER BY version LIMIT ?"""  # noqa: S608
+_JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
+
+
+class CommitUnclear(Exception):
+    """COMMIT failed; the database may or may not hold the batch."""
+
+
+class SqliteStore:
+    """Journals in a SQLite file (WAL, synchronous FULL)."""
+
+    def __init__(self, url: URL, settings: Settings, clock: Clock | None = None) -> None:
+        """Take the file's address; it is opened when it is needed."""
+        if not url.database or url.database == ":memory:":
+            raise SettingsInvalid("database URL: a journal needs a file, as in sqlite:///ledger.db")
+        self._path = Path(url.database).absolute()
+        self._settings = settings
+        self._clock = clock
+        self._writing = _Connections(self._open, 1)
+        self._reading = _Connections(self._open, READERS)
+
+    async def append(self, journal_id: int, batch: Sequence[PreparedAppend]) -> list[Outcome]:
+        """Store a batch in one transaction; where that fails, each append on its own."""
+        try:
+            return await self._writing.run(self._append_all, journal_id, batch)
+        except (sqlite3.DataError, sqlite3.IntegrityError, OverflowError) as error:
+            if len(batch) == 1:
+                return [StoreUnavailable(f"{self._path} refused: {error}")]
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+        return await each_alone(lambda one: self.append(journal_id, [one]), batch)
+
+    def _append_all(
+        self, connections: _Connections, journal_id: int, batch: Sequence[PreparedAppend]
+    ) -> list[Outcome]:
+        """Append under this process's turn; a commit that went wrong is tried again.
+
+        Trying again is safe since known event ids are found first.
+        """
+        for last in (False,) * (_COMMIT_TRIES - 1) + (True,):
+            try:
+                with turn(self._path):
+                    return self._transact(connections.current(), journal_id, batch)
+            except CommitUnclear as error:
+                connections.drop()
+                if last:
+                    raise AppendOutcomeUnknown(
+                        f"{self._path}: commit failed ({error}); free the disk or mend it, then "
+                        "append again with the same event ids"
+                    ) from error
+        raise AssertionError("the last try returns or raises")
+
+    def _transact(
+        self, connection: sqlite3.Connection, journal_id: int, batch: Sequence[PreparedAppend]
+    ) -> list[Outcome]:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            outcomes = Batch(connection, journal_id, self._now()).run(batch)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise CommitUnclear(str(error)) from error
+        return outcomes
+
+    async def read(self, journal_id: int, start: int, stop: int) -> list[StoredEvent]:
+        """Return the events with start <= offset < stop, in order."""
+        rows = await self._fetch(_READ, journal_id, start, stop)
+        return [_stored_event(*row) for row in rows]
+
+    async def read_stream(
+        self, journal_id: int, stream: str, after_version: int, limit: int
+    ) -> list[StoredEvent]:
+        """Return up to `limit` events of one stream above a version, in order."""
+        rows = await self._fetch(_READ_STREAM, journal_id, stream, after_version, limit)
+        return [_stored_event(*row) for row in rows]
+
+    async def size(self, journal_id: int) -> int:
+        """Return the number of events in the journal."""
+        [row] = await self._fetch("SELECT size FROM journals WHERE journal_id = ?", journal_id)
+        return int(row[0])
+
+    async def size_at(self, journal_id: int, moment: datetime) -> SizeAt:
+        """Return the number of events recorded at or before `moment`."""
+        size, now = await self._guarded(self._writing.run(self._settle, journal_id))
+
+        async def recorded_at(offset: int) -> datetime:
+            [event] = await self.read(journal_id, offset, offset + 1)
+            return event.recorded_at
+
+        found = await last_recorded(recorded_at, size, moment)
+        return SizeAt(found, provisional=moment >= now)
+
+    def _settle(self, connections: _Connections, journal_id: int) -> tuple[int, datetime]:
+        """Return the size while nothing is being appended, and the earliest next recorded_at."""
+        with turn(self._path):
+            connection = connections.current()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                batch = Batch(connection, journal_id, self._now())
+            finally:
+                connection.execute("ROLLBACK")
+        return batch.size, batch.now
+
+    async def journals(self) -> list[JournalInfo]:
+        """Return all journals, in the order they were made."""
+        rows = await self._fetch(f"{_JOURNAL} ORDER BY journal_id")
+        return [
+            JournalInfo(journal_id, name, size, text_to_time(created_at))
+            for journal_id, name, size, created_at in rows
+        ]
+
+    async def create_journal(self, name: str) -> JournalInfo:
+        """Make a journal; JournalExists if there is one of that name."""
+        insert = "INSERT INTO journals (name, created_at) VALUES (?, ?)"
+        try:
+            await self._guarded(
+                self._writing.run(_execute, insert, (name, time_to_text(datetime.now(UTC))))
+            )
+        except sqlite3.IntegrityError as error:
+            raise JournalExists(name) from error
+        return next(journal for journal in await self.journals() if journal.name == name)
+
+    @contextlib.asynccontextmanager
+    async def write_turn(self) -> AsyncIterator[None]:
+        """Hold this process's turn to write to the file."""
+        held = turn(self._path)
+        thread = ThreadPoolExecutor(1, "ledger-turn")
+        loop = asyncio.get_running_loop()
+        entering = loop.run_in_executor(thread, held.__enter__)
+        try:
+            await asyncio.shield(entering)
+            yield
+        finally:
+            await entering
+            held.__exit__(None, None, None)
+            thread.shutdown(wait=False)
+
+    async def close(self) -> None:
+        """Close the file."""
+        await self._writing.close()
+        await self._reading.close()
+
+    def _open(self) -> sqlite3.Connection:
+        if not self._path.exists():
+            raise SchemaMissing(f"{self._path} does not exist; run `ledger migrate`")
+        connection = sqlite3.connect(
+            self._path,
+            timeout=self._settings.append_timeout_seconds,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        return connection
+
+    def _now(self) -> datetime:
+        return self._clock() if self._clock else datetime.now(UTC)
+
+    async def _fetch(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
+        return await self._guarded(self._reading.run(_execute, sql, arguments))
+
+    async def _guarded(self, work: Awaitable[R]) -> R:
+        """Turn SQLite's errors into this project's."""
+        try:
+            return await work
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: sqlite3.Error) -> StoreUnavailable:
+        if "no such table" in str(error):
+            return SchemaMissing(f"{self._path} is not migrated ({error}); run `ledger migrate`")
+        return StoreUnavailable(f"{self._path}: {error}")
+
+
+class _Connections:
+    """Threads with a connection each; SQLite calls block, so they stay out of the event loop."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], threads: int) -> None:
+        self._connect = connect
+        self._local = threading.local()
+        self._opened: list[sqlite3.Connection] = []
+        self._threads = ThreadPoolExecutor(threads, "ledger-sqlite")
+
+    async def run(self, work: Callable[..., R], *arguments: Any) -> R:
+        """Run `work(self, *arguments)` in one of the threads, to its end even when cancelled."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, work, self, *arguments)
+
+    def current(self) -> sqlite3.Connection:
+        """Return the calling thread's connection."""
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = self._local.connection = self._connect()
+            self._opened.append(connection)
+        return connection
+
+    def drop(self) -> None:
+        """Close the calling thread's connection; the next call opens another."""
+        connection = self.current()
+        self._local.connection = None
+        self._opened.remove(connection)
+        connection.close()
+
+    async def close(self) -> None:
+        """Wait for the threads, then close their connections."""
+        await asyncio.to_thread(self._threads.shutdown)
+        for connection in self._opened:
+            connection.close()
+        self._opened.clear()
+
+
+def _execute(
+    connections: _Connections, sql: str, arguments: Sequence[Any]
+) -> list[tuple[Any, ...]]:
+    return connections.current().execute(sql, arguments).fetchall()
+
+
+def _stored_event(
+    offset: int,
+    event_id: str,
+    stream: str,
+    version: int,
+    schema_version: int,
+    occurred_at: str,
+    recorded_at: str,
+    metadata: bytes | None,
+    body: bytes,
+) -> StoredEvent:
+    return StoredEvent(
+        offset,
+        UUID(event_id),
+        stream,
+        version,
+        schema_version,
+        text_to_time(occurred_at),
+        text_to_time(recorded_at),
+        metadata,
+        body,
+    )

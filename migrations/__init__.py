@@ -1,0 +1,1 @@
+"""Alembic migrations: all durable DDL."""

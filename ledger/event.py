@@ -171,7 +171,8 @@ def _normalisers(event_type: type[Event]) -> tuple[tuple[str, Callable[[Any], An
 
 def _normaliser(hint: Any) -> Callable[[Any], Any] | None:
     """Return the function that brings a value of type `hint` into its stored form."""
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    options = typing.get_args(hint) if is_union else (hint,)
     for option in options:
         if option is datetime:
             return utc

@@ -25,6 +25,7 @@ NO_METADATA = Metadata()
 
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _PATH = re.compile(r"^(?P<reason>.*?) - at `\$(?P<path>[^`]*)`$", re.DOTALL)
+_NAMED = re.compile(r"(?:required|unknown) field `(?P<field>[^`]*)`$")
 
 
 def _to_json(value: Any) -> Any:
@@ -88,8 +89,8 @@ def decode_event(type_name: str, data: msgspec.Raw | bytes) -> Event:
             raise InvalidEvent("the type is given beside the data, not in it", field="data.type")
         return msgspec.json.decode(_tagged(type_name, data), type=event_type, dec_hook=_from_json)
     except msgspec.ValidationError as error:
-        raise _located(error, "data") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise located(error, "data") from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEvent(f"is not valid JSON: {error}", field="data") from error
 
 
@@ -108,7 +109,7 @@ def decode_bodies(bodies: Sequence[bytes], offsets: Sequence[int]) -> list[Event
     decoder = _stored_decoder(tuple(event_types().values()))
     try:
         events = decoder.decode(b"[" + b",".join(bodies) + b"]")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         events = []
     return events if len(events) == len(bodies) else _decode_singly(bodies, offsets, decoder)
 
@@ -121,7 +122,7 @@ def _decode_singly(
     for offset, body in zip(offsets, bodies, strict=True):
         try:
             [event] = decoder.decode(b"[" + body + b"]")
-        except (msgspec.DecodeError, ValueError) as error:
+        except (msgspec.DecodeError, ValueError, RecursionError) as error:
             raise StoredEventInvalid(offset, str(error)) from error
         events.append(event)
     return events
@@ -161,9 +162,10 @@ def _check(body: bytes, bytes_max: int, field: str) -> None:
         raise InvalidEvent("holds a NUL character; take it out", field=field)
 
 
-def _located(error: msgspec.ValidationError, field: str) -> InvalidEvent:
-    """Turn msgspec's message, which ends in a path, into a field and a reason."""
+def located(error: msgspec.ValidationError, parent: str = "") -> InvalidEvent:
+    """Turn msgspec's message, which may end in a path or name a field, into a field and a reason."""
     match = _PATH.match(str(error))
-    if match is None:
-        return InvalidEvent(str(error), field=field)
-    return InvalidEvent(match["reason"], field=field + match["path"])
+    reason, path = (match["reason"], match["path"]) if match else (str(error), "")
+    if named := _NAMED.search(reason):
+        path += f".{named['field']}"
+    return InvalidEvent(reason, field=(parent + path).removeprefix(".") or None)

@@ -12,6 +12,8 @@ import msgspec
 
 from ledger.event import Event
 
+WINDOW_MAX = timedelta(days=36_500)
+
 
 class ExpectedVersion(msgspec.Struct, frozen=True):
     """The stream is at this version; 0 means that it does not exist yet."""
@@ -58,8 +60,10 @@ class AtMost(msgspec.Struct, frozen=True):
 
     def __post_init__(self) -> None:
         """Refuse windows in which nothing could ever be appended."""
-        if self.count < 1 or self.window <= timedelta(0):
-            raise ValueError("a window needs a count of 1 or more and a length above zero")
+        if self.count < 1 or not timedelta(0) < self.window <= WINDOW_MAX:
+            raise ValueError(
+                "a window needs a count of 1 or more and a length above zero, of a century at most"
+            )
 
 
 Condition = ExpectedVersion | NoEvent | AtMost

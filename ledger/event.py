@@ -158,7 +158,10 @@ def utc(moment: datetime) -> datetime:
         return moment
     if moment.utcoffset() is None:
         raise ValueError(f"{moment.isoformat()} has no time zone; give one, best UTC")
-    return moment.astimezone(UTC)
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{moment.isoformat()} lies outside the years 1 to 9999 in UTC") from error
 
 
 @cache

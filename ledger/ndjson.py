@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 import msgspec
 
-from ledger.codec import decode_event
+from ledger.codec import decode_event, located
 from ledger.conditions import ExpectedVersion
 from ledger.errors import (
     ConditionFailed,
@@ -118,8 +118,8 @@ def _decoded(raw: bytes) -> Line:
     try:
         return _decode_line(raw)
     except msgspec.ValidationError as error:
-        raise InvalidEvent(str(error), field="line") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise located(error) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidEvent(f"not valid JSON: {error}", field="line") from error
 
 

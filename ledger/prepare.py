@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cache
+from uuid import UUID
 
 from ledger.codec import check_name, encode_event, encode_metadata
-from ledger.conditions import AtMost, Condition
+from ledger.conditions import AtMost, Condition, ExpectedVersion, NoEvent
 from ledger.errors import InvalidEvent, TooManyEvents
 from ledger.event import Event, NewEvent, utc
 from ledger.schema import CLAIM, RELEASE, TAG
@@ -24,9 +25,41 @@ def prepare(events: Sequence[NewEvent], conditions: Sequence[Condition]) -> Prep
     if len(prepared) > 1:
         _check_together(prepared)
     for condition in conditions:
+        _check_condition(condition)
         if isinstance(condition, AtMost):
             _check_window(prepared, condition)
-    return PreparedAppend(prepared, tuple(conditions))
+    return PreparedAppend(prepared, _in_order(conditions, prepared))
+
+
+def _check_condition(condition: Condition) -> None:
+    """Refuse a condition that a database could not even look up."""
+    if isinstance(condition, NoEvent):
+        number = condition.after
+        where = condition.stream if condition.tag is None else condition.tag
+    else:
+        number = condition.version if isinstance(condition, ExpectedVersion) else condition.count
+        where = condition.stream
+    check_name(where or "", "condition")
+    if not -(2**63) <= number < 2**63:
+        raise InvalidEvent(f"{number} is out of range", field="condition")
+
+
+def _in_order(
+    conditions: Sequence[Condition], events: Sequence[PreparedEvent]
+) -> tuple[Condition, ...]:
+    """Put the versions expected of the append's own streams first, in the order of its events.
+
+    The first condition that does not hold is reported, and PostgreSQL looks at these first.
+    """
+    if len(conditions) < 2:
+        return tuple(conditions)
+    expected: dict[str, Condition] = {}
+    for condition in conditions:
+        if isinstance(condition, ExpectedVersion):
+            expected.setdefault(condition.stream, condition)
+    streams = dict.fromkeys(event.stream for event in events)
+    first = [expected[stream] for stream in streams if stream in expected]
+    return (*first, *(one for one in conditions if not any(one is own for own in first)))
 
 
 def _check_window(events: Sequence[PreparedEvent], window: AtMost) -> None:
@@ -37,6 +70,8 @@ def _check_window(events: Sequence[PreparedEvent], window: AtMost) -> None:
 
 def _prepare_event(new: NewEvent) -> PreparedEvent:
     event = new.event
+    if not isinstance(new.event_id, UUID):
+        raise InvalidEvent(f"must be a UUID, not {type(new.event_id).__name__}", field="event_id")
     return PreparedEvent(
         event_id=new.event_id,
         stream=_stream_of(new),

@@ -56,6 +56,7 @@ events = Table(
     Column("body", LargeBinary, nullable=False),
     Index("uq_events_stream_version", "journal_id", "stream", "version", unique=True),
     Index("uq_events_event_id", "journal_id", "event_id", unique=True),
+    sqlite_with_rowid=False,
 )
 
 TAG, CLAIM, RELEASE = 0, 1, 2
@@ -71,4 +72,5 @@ event_tags = Table(
     Column("type", name_type(100), nullable=False),
     Column("stream", name_type(255), nullable=False),
     CheckConstraint("kind IN (0, 1, 2)", name="kind"),
+    sqlite_with_rowid=False,
 )

@@ -48,7 +48,7 @@ def async_url(url: str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise SettingsInvalid(f"database URL: {error}") from error
     backend = parsed.drivername.partition("+")[0]
     if backend == "sqlite":

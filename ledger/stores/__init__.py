@@ -53,7 +53,7 @@ class Appended(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """The journal's size that includes the events; wait for it to read your own write."""
-        return self.offsets[-1] + 1
+        return max(self.offsets) + 1
 
 
 class StoredEvent(msgspec.Struct, frozen=True, gc=False):

@@ -52,7 +52,7 @@ _BACKEND = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backe
 _TERMINATE = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE pid = $1 AND backend_start = $2"""
 
-_LOST = (asyncpg.InterfaceError, OSError, TimeoutError)
+_LOST = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 """Errors after which nobody knows what became of a statement that was sent."""
 _SHUTDOWN_STATES = ("57P01", "57P02", "57P03", "57P05")
 _DATA_STATES = ("22", "23", "54")
@@ -140,20 +140,28 @@ class PostgresStore:
         """Close all connections."""
         for writer in self._writers.values():
             await writer.close()
-        if self._pool is not None:
-            await self._pool.close()
-            self._pool = None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            try:
+                await asyncio.wait_for(pool.close(), self._settings.connect_timeout_seconds)
+            except TimeoutError:
+                pool.terminate()
 
     async def connect(self) -> tuple[Connection, Backend]:
         """Return a new connection for appending; StoreUnavailable where there is none."""
         with self._away():
+            timeout_seconds = self._settings.connect_timeout_seconds
+            # The server gives up first: its answer says for certain that nothing was stored.
             connection = await asyncpg.connect(
                 self._dsn,
-                timeout=self._settings.connect_timeout_seconds,
-                command_timeout=self.append_timeout_seconds,
-                server_settings=self._session(self.append_timeout_seconds),
+                timeout=timeout_seconds,
+                server_settings=self._session(0.8 * self.append_timeout_seconds),
             )
-            [backend] = await connection.fetch(_BACKEND)
+            try:
+                [backend] = await connection.fetch(_BACKEND, timeout=timeout_seconds)
+            except BaseException:
+                connection.terminate()
+                raise
             return connection, Backend(*backend)
 
     @property
@@ -164,8 +172,13 @@ class PostgresStore:
     async def _fetch(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         with self._away():
             pool = await self._reading_pool()
-            async with pool.acquire() as connection:
+            async with pool.acquire(timeout=self._read_timeout_seconds) as connection:
                 return await connection.fetch(sql, *arguments)
+
+    @property
+    def _read_timeout_seconds(self) -> float:
+        """How long to wait for a server that does not even end a statement that takes too long."""
+        return self._settings.statement_timeout_seconds + self._settings.connect_timeout_seconds
 
     async def _reading_pool(self) -> asyncpg.Pool[asyncpg.Record]:
         async with self._pool_lock:
@@ -175,6 +188,7 @@ class PostgresStore:
                     min_size=0,
                     max_size=self._settings.pool_size + self._settings.pool_overflow,
                     timeout=self._settings.connect_timeout_seconds,
+                    command_timeout=self._read_timeout_seconds,
                     server_settings=self._session(self._settings.statement_timeout_seconds),
                 )
             return self._pool
@@ -182,13 +196,15 @@ class PostgresStore:
     def _session(self, timeout_seconds: float) -> dict[str, str]:
         # READ COMMITTED whatever the server's default: after waiting for the journal's row, the
         # append must see what was committed meanwhile. No sequential scans: the append function's
-        # plans may have been made while its tables were empty.
+        # plans may have been made while its tables were empty. UTC: elsewhere
+        # a day may have 23 hours.
         return {
             "application_name": "ledger",
             "default_transaction_isolation": "read committed",
             "enable_seqscan": "off",
             "jit": "off",
-            "statement_timeout": str(int(timeout_seconds * 1000)),
+            "statement_timeout": str(max(1, int(timeout_seconds * 1000))),
+            "timezone": "UTC",
         }
 
     @contextlib.contextmanager
@@ -235,21 +251,28 @@ class _Writer:
         Running it again is safe, since known event ids are found first, and right, since the
         server process of the first try is ended before: it cannot commit any more.
         """
-        deadline = asyncio.get_running_loop().time() + self._store.append_timeout_seconds
         async with self._lock:
             connection = await self._connected()
+            deadline = asyncio.get_running_loop().time() + self._store.append_timeout_seconds
+            cause: BaseException | None = None
             while True:
                 try:
-                    return await self._once(connection, sql, arguments)
+                    return await self._once(connection, deadline, sql, arguments)
                 except _LOST as error:
-                    connection = await self._recover(deadline, error)
+                    cause = error
+                    connection = await self._recover(deadline, cause)
+                except asyncpg.PostgresError as error:
+                    if cause is None:
+                        raise
+                    raise _unknown(cause, error) from error
 
     async def _once(
-        self, connection: Connection, sql: str, arguments: tuple[Any, ...]
+        self, connection: Connection, deadline: float, sql: str, arguments: tuple[Any, ...]
     ) -> asyncpg.Record:
         self._warnings.clear()
+        seconds = max(0.001, deadline - asyncio.get_running_loop().time())
         try:
-            row = await connection.fetchrow(sql, *arguments)
+            row = await connection.fetchrow(sql, *arguments, timeout=seconds)
         except asyncpg.PostgresError as error:
             if error.sqlstate in _SHUTDOWN_STATES or (error.sqlstate or "").startswith("08"):
                 raise ConnectionError(str(error)) from error
@@ -270,27 +293,23 @@ class _Writer:
         await self.close()
         while True:
             try:
-                connection = await self._connected()
-                await self._end(connection, lost, deadline)
+                async with asyncio.timeout_at(deadline):
+                    connection = await self._connected()
+                    await self._end(connection, lost)
             except (LedgerError, asyncpg.PostgresError, *_LOST) as error:
                 await self.close()
                 if asyncio.get_running_loop().time() + delay_seconds > deadline:
-                    raise AppendOutcomeUnknown(
-                        f"lost the database while it was committing ({cause!r}) and could not ask "
-                        f"it again ({error!r}); append again with the same event ids"
-                    ) from cause
+                    raise _unknown(cause, error) from cause
                 await asyncio.sleep(delay_seconds)
                 delay_seconds = min(2 * delay_seconds, 1.0)
             else:
                 return connection
 
-    async def _end(self, connection: Connection, lost: Backend | None, deadline: float) -> None:
+    async def _end(self, connection: Connection, lost: Backend | None) -> None:
         """Terminate the server process of a lost connection and wait until it is gone."""
         if lost is None:
             return
         while await connection.fetchrow(_TERMINATE, lost.pid, lost.started_at) is not None:
-            if asyncio.get_running_loop().time() > deadline:
-                raise TimeoutError(f"server process {lost.pid} does not end")
             await asyncio.sleep(0.02)
 
     async def _connected(self) -> Connection:
@@ -308,3 +327,10 @@ class _Writer:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+def _unknown(cause: BaseException, error: BaseException) -> AppendOutcomeUnknown:
+    return AppendOutcomeUnknown(
+        f"lost the database while it was committing ({cause!r}) and could not ask it again "
+        f"({error!r}); append again with the same event ids"
+    )

@@ -99,13 +99,15 @@ class Batch:
         if status == _ID_CONFLICT:
             return id_conflict(append, found)
         if status == _FAILED:
-            return condition_error(self._failed(append, which), found)
+            return condition_error(self._failed(which), found)
         return tag_error(self._tags[which - 1][1], found)
 
-    def _failed(self, append: PreparedAppend, which: int) -> Condition:
-        if which:
+    def _failed(self, which: int) -> Condition:
+        """Return the condition at fault; a version expected of an own stream stands by its event."""
+        if which > 0:
             return self._condition_of[which - 1]
-        return next(c for c in append.conditions if isinstance(c, ExpectedVersion))
+        _, _, expected, _, stream, *_ = self._events[-which - 1]
+        return ExpectedVersion(stream, expected)
 
 
 def _row(condition: Condition, append: PreparedAppend) -> tuple[Any, ...]:

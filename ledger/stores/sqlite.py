@@ -18,6 +18,7 @@ from sqlalchemy import URL
 from ledger.errors import (
     AppendOutcomeUnknown,
     JournalExists,
+    LedgerError,
     SchemaMissing,
     StoreUnavailable,
 )
@@ -32,6 +33,7 @@ from ledger.stores.turns import turn
 R = TypeVar("R")
 
 READERS = 4
+CACHE_KIB = 64 * 1024
 _COMMIT_TRIES = 3
 _COLUMNS = (
     '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body'
@@ -78,18 +80,22 @@ class SqliteStore:
 
         Trying again is safe since known event ids are found first.
         """
-        for last in (False,) * (_COMMIT_TRIES - 1) + (True,):
+        unclear: CommitUnclear | None = None
+        for _ in range(_COMMIT_TRIES):
             try:
                 with turn(self._path):
                     return self._transact(connections.current(), journal_id, batch)
             except CommitUnclear as error:
                 connections.drop()
-                if last:
-                    raise AppendOutcomeUnknown(
-                        f"{self._path}: commit failed ({error}); free the disk or mend it, then "
-                        "append again with the same event ids"
-                    ) from error
-        raise AssertionError("the last try returns or raises")
+                unclear = error
+            except (sqlite3.Error, LedgerError):
+                if unclear is None:
+                    raise
+                break
+        raise AppendOutcomeUnknown(
+            f"{self._path}: commit failed ({unclear}); free the disk or mend it, then append again "
+            "with the same event ids"
+        ) from unclear
 
     def _transact(
         self, connection: sqlite3.Connection, journal_id: int, batch: Sequence[PreparedAppend]
@@ -98,7 +104,8 @@ class SqliteStore:
         try:
             outcomes = Batch(connection, journal_id, self._now()).run(batch)
         except BaseException:
-            connection.execute("ROLLBACK")
+            if connection.in_transaction:  # a full disk has ended it already
+                connection.execute("ROLLBACK")
             raise
         try:
             connection.execute("COMMIT")
@@ -195,6 +202,7 @@ class SqliteStore:
         )
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         return connection
 
     def _now(self) -> datetime:

@@ -1,3 +1,10 @@
+-- What the functions keep by SET search_path FROM CURRENT: this schema, and temporary tables last,
+-- since a caller's own temporary "journals" would come first otherwise and run with owner's rights.
+DO $$
+BEGIN
+    PERFORM set_config('search_path', quote_ident(current_schema()) || ', pg_temp', true);
+END $$;
+--;;
 -- Append-only: nobody changes or removes what was recorded. Triggers hold the owner as well, until
 -- the owner disables them; ENABLE ALWAYS so that session_replication_role does not get past them.
 
@@ -66,8 +73,8 @@ ALTER TABLE journals ENABLE ALWAYS TRIGGER only_grows;
 --
 -- Statuses of an append: 0 stored, 1 known already (same content), 2 condition failed,
 -- 3 event id known with other content or in part, 4 tag taken.
--- a_which is the condition (2) or tag (4) at fault as an index into the arrays given, a_found the
--- version or offset that was found instead.
+-- a_which is the condition (2) or tag (4) at fault as an index into the arrays given, or minus the
+-- index of the event whose e_expected did not hold; a_found is the version or offset found instead.
 --
 -- Correlated scalar subqueries on purpose: they stay index probes, whatever the planner believes
 -- about table sizes (a join against unnest() was seen to hash the whole table). For the same reason
@@ -165,11 +172,11 @@ BEGIN
             SELECT x.append, x.which, x.base
                 FROM unnest(e_append[e_first:e_last], e_expected[e_first:e_last], v_base)
                     WITH ORDINALITY AS x(append, expected, base, which)
-                WHERE x.expected >= 0 AND x.expected <> x.base
+                WHERE x.expected >= 0 AND x.expected <> x.base ORDER BY x.which
         LOOP
             IF a_status[v_append] = 0 THEN
                 a_status[v_append] := 2;
-                a_which[v_append] := 0;
+                a_which[v_append] := 1 - e_first - v_which;
                 a_found[v_append] := v_found;
             END IF;
         END LOOP;

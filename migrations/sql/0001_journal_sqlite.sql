@@ -14,7 +14,6 @@ WHEN NEW."offset" <> (SELECT coalesce(max("offset"), -1) + 1 FROM events
         WHERE journal_id = NEW.journal_id AND event_id = NEW.event_id)
     OR EXISTS (SELECT 1 FROM events
         WHERE journal_id = NEW.journal_id AND stream = NEW.stream AND version = NEW.version)
-    OR EXISTS (SELECT 1 FROM events WHERE rowid = NEW.rowid)
 BEGIN SELECT RAISE(ABORT, 'table events is append-only: REPLACE or gap denied'); END;
 --;;
 CREATE TRIGGER event_tags_update BEFORE UPDATE ON event_tags
@@ -26,7 +25,6 @@ BEGIN SELECT RAISE(ABORT, 'table event_tags is append-only: DELETE denied'); END
 CREATE TRIGGER event_tags_replace BEFORE INSERT ON event_tags
 WHEN EXISTS (SELECT 1 FROM event_tags WHERE journal_id = NEW.journal_id AND tag = NEW.tag
         AND "offset" = NEW."offset" AND kind = NEW.kind)
-    OR EXISTS (SELECT 1 FROM event_tags WHERE rowid = NEW.rowid)
 BEGIN SELECT RAISE(ABORT, 'table event_tags is append-only: REPLACE denied'); END;
 --;;
 CREATE TRIGGER journals_delete BEFORE DELETE ON journals

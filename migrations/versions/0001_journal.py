@@ -55,6 +55,7 @@ def create_tables() -> None:
         sa.Column("metadata", sa.LargeBinary()),
         sa.Column("body", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("journal_id", "offset", name=op.f("pk_events")),
+        sqlite_with_rowid=False,
     )
     op.create_index(
         "uq_events_stream_version", "events", ["journal_id", "stream", "version"], unique=True
@@ -70,6 +71,7 @@ def create_tables() -> None:
         sa.Column("stream", name_type(255), nullable=False),
         sa.CheckConstraint("kind IN (0, 1, 2)", name=op.f("ck_event_tags_kind")),
         sa.PrimaryKeyConstraint("journal_id", "tag", "offset", "kind", name=op.f("pk_event_tags")),
+        sqlite_with_rowid=False,
     )
 
 

@@ -163,7 +163,7 @@ def _check(body: bytes, bytes_max: int, field: str) -> None:
 
 
 def located(error: msgspec.ValidationError, parent: str = "") -> InvalidEvent:
-    """Turn msgspec's message, which may end in a path or name a field, into a field and a reason."""
+    """Turn msgspec's message, which may name a path and a field, into a field and a reason."""
     match = _PATH.match(str(error))
     reason, path = (match["reason"], match["path"]) if match else (str(error), "")
     if named := _NAMED.search(reason):

@@ -110,7 +110,8 @@ def parse_line(raw: bytes, number: int, source: str | None) -> _Entry:
     )
     prepare([event], ())
     expected = line.expected_version
-    conditions = () if expected is None else (ExpectedVersion(line.stream, expected),)
+    stream = line.stream or event.event.stream() or ""
+    conditions = () if expected is None else (ExpectedVersion(stream, expected),)
     return _Entry(number, event, conditions)
 
 

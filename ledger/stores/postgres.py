@@ -309,7 +309,8 @@ class _Writer:
         """Terminate the server process of a lost connection and wait until it is gone."""
         if lost is None:
             return
-        while await connection.fetchrow(_TERMINATE, lost.pid, lost.started_at) is not None:
+        end = (_TERMINATE, lost.pid, lost.started_at)
+        while await connection.fetchrow(*end) is not None:  # noqa: ASYNC110 - the server's process
             await asyncio.sleep(0.02)
 
     async def _connected(self) -> Connection:

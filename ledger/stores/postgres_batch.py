@@ -103,7 +103,7 @@ class Batch:
         return tag_error(self._tags[which - 1][1], found)
 
     def _failed(self, which: int) -> Condition:
-        """Return the condition at fault; a version expected of an own stream stands by its event."""
+        """Return the condition at fault; the version of an own stream stands by its event."""
         if which > 0:
             return self._condition_of[which - 1]
         _, _, expected, _, stream, *_ = self._events[-which - 1]

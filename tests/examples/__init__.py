@@ -1,0 +1,1 @@
+"""The adapters in `examples/`, run as programs over the real files."""

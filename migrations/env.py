@@ -35,9 +35,11 @@ def run(connection: Connection) -> None:
 async def run_online() -> None:
     """Connect and migrate."""
     engine = create_async_engine(url, poolclass=pool.NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(run)
-    await engine.dispose()
+    try:
+        async with engine.connect() as connection:
+            await connection.run_sync(run)
+    finally:
+        await engine.dispose()
 
 
 if context.is_offline_mode():

@@ -1,0 +1,1 @@
+"""The read side of the trading ledger: tables that are folds of the journal."""

@@ -1,0 +1,5 @@
+"""`python -m projections`."""
+
+from projections.cli import main
+
+main()

@@ -1,0 +1,149 @@
+"""The command `projections`: run projectors and see how far they are."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from datetime import UTC, datetime
+from time import monotonic
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ledger import console
+from ledger.errors import InvalidEvent
+from ledger.journal import Journal, open_journal
+from projections.database import Database
+from projections.groups import GROUPS
+from projections.projector import BATCH_SIZE, Projector
+
+EPILOG = "Exit codes: 0 done, 2 bad input or usage, 3 environment."
+
+app = typer.Typer(
+    help="Keep the read models up to date.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+JournalOption = Annotated[
+    str | None,
+    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
+]
+
+
+class GroupStatus(msgspec.Struct, frozen=True):
+    """How far a group is: `lag_seconds` is the age of the first event that it lacks."""
+
+    group: str
+    checkpoint: int
+    size: int
+    lag_events: int
+    lag_seconds: float
+
+
+@app.command()
+def run(
+    once: Annotated[bool, typer.Option("--once", help="Stop at the journal's end.")] = False,
+    group: Annotated[list[str] | None, typer.Option(help="Only this group; repeatable.")] = None,
+    batch_size: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Events in one transaction.")
+    ] = BATCH_SIZE,
+    journal: JournalOption = None,
+) -> None:
+    """Fold new events into the tables, until stopped (SIGINT, SIGTERM) or --once done."""
+    groups = _named_groups(group)
+    started = monotonic()
+    folded = console.run(_run(groups, batch_size, journal, once=once))
+    seconds = monotonic() - started
+    for name, events in folded.items():
+        print(f"{name}: {events:,} events")
+    rate = sum(folded.values()) / seconds
+    print(f"{seconds:.1f} s, {rate:,.0f} events/s")
+
+
+def _named_groups(names: Sequence[str] | None) -> list[str]:
+    unknown = sorted(set(names or ()) - set(GROUPS))
+    if unknown:
+        raise InvalidEvent(
+            f"{unknown[0]!r} is unknown; there are {', '.join(GROUPS)}", field="group"
+        )
+    return list(names or GROUPS)
+
+
+async def _run(
+    groups: Sequence[str], batch_size: int, name: str | None, *, once: bool
+) -> dict[str, int]:
+    """Run one projector for each group; return how many events each has folded."""
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):  # on Windows
+            loop.add_signal_handler(number, stopping.set)
+    async with opened(name) as (journal, database):
+        projectors = {
+            group: Projector(database, journal, GROUPS[group], batch_size=batch_size)
+            for group in groups
+        }
+        end = await journal.size() if once else None
+        works = [each.run(stopping, end) for each in projectors.values()]
+        return dict(zip(projectors, await all_or_first_error(works), strict=True))
+
+
+async def all_or_first_error(works: Iterable[Coroutine[Any, Any, int]]) -> list[int]:
+    """Return the results of all; where one fails, stop the others and raise its error."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+    return [task.result() for task in tasks]
+
+
+@app.command()
+def status(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    journal: JournalOption = None,
+) -> None:
+    """Show each group's checkpoint and how far it is behind the journal."""
+    found = console.run(_status(journal))
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    table = Table(*("group", "checkpoint", "size", "lag (events)", "lag (s)"))
+    for each in found:
+        figures = (each.checkpoint, each.size, each.lag_events)
+        table.add_row(each.group, *(f"{n:,}" for n in figures), f"{each.lag_seconds:.1f}")
+    Console().print(table)
+
+
+async def _status(name: str | None) -> list[GroupStatus]:
+    async with opened(name) as (journal, database):
+        return [await _group_status(journal, database, group) for group in GROUPS]
+
+
+async def _group_status(journal: Journal, database: Database, group: str) -> GroupStatus:
+    checkpoint = await Projector(database, journal, GROUPS[group]).checkpoint()
+    size = await journal.size()
+    lag_seconds = 0.0
+    async for event in journal.read(checkpoint, checkpoint + 1):
+        lag_seconds = max(0.0, (datetime.now(UTC) - event.recorded_at).total_seconds())
+    return GroupStatus(group, checkpoint, size, size - checkpoint, lag_seconds)
+
+
+@contextlib.asynccontextmanager
+async def opened(name: str | None) -> AsyncIterator[tuple[Journal, Database]]:
+    """Open the journal and the read side's database."""
+    settings = console.load_settings()
+    async with open_journal(settings, name) as journal, Database(settings) as database:
+        yield journal, database
+
+
+def main() -> None:
+    """Run the command line program."""
+    console.main(app, "projections")

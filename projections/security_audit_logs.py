@@ -1,0 +1,145 @@
+"""The audit log: one row per event that matters to security. Rows are only ever added."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Index
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from ledger.domain.api_keys import (
+    ApiKeyIssued,
+    ApiKeyRefused,
+    ApiKeyRevoked,
+    ApiKeyRotated,
+    ApiKeyUsed,
+)
+from ledger.domain.orders import OrderCancelRequested, OrderPlaced, OrderReplaceRequested
+from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.users import (
+    AccountLocked,
+    AccountUnlocked,
+    EmailChanged,
+    LoginFailed,
+    LoginSucceeded,
+    PasswordChanged,
+    PermissionsChanged,
+    RolesChanged,
+    UserDeactivated,
+    UserErased,
+    UserReactivated,
+    UserRegistered,
+)
+from ledger.event import Event, RecordedEvent
+from projections.model import ReadModel, refers_to
+from projections.numbers import short
+from projections.projection import Projection, State
+
+ACTIONS: dict[type[Event], str] = {
+    UserRegistered: "register",
+    PasswordChanged: "change_password",
+    EmailChanged: "change_email",
+    PermissionsChanged: "change_permissions",
+    RolesChanged: "change_roles",
+    LoginSucceeded: "login",
+    LoginFailed: "login",
+    AccountLocked: "lock",
+    AccountUnlocked: "unlock",
+    UserDeactivated: "deactivate",
+    UserReactivated: "reactivate",
+    UserErased: "erase",
+    ApiKeyIssued: "issue_key",
+    ApiKeyRotated: "rotate_key",
+    ApiKeyRevoked: "revoke_key",
+    ApiKeyUsed: "use_key",
+    ApiKeyRefused: "use_key",
+    OrderPlaced: "place_order",
+    OrderCancelRequested: "cancel_order",
+    OrderReplaceRequested: "replace_order",
+    ProtectionSet: "protect_position",
+    PositionLiquidated: "liquidate_position",
+}
+"""The events that are audited, and what was done (uses of a key name their own action)."""
+
+OWNERS = {"key_id": "api_keys", "order_id": "orders", "position_id": "positions"}
+"""Tables whose rows say which user an event without a user id is about."""
+
+SECRETS = ("type", "password_hash", "key_hash")
+
+
+class SecurityAuditLog(ReadModel):
+    """One audited event; `log_id` is its event id, `details` holds its fields without any secret.
+
+    `user_id` is NULL where no such user is known; `details` then tells whom the event named.
+    """
+
+    __tablename__ = "security_audit_logs"
+
+    log_id: Mapped[UUID] = mapped_column(primary_key=True)
+    timestamp: Mapped[datetime]
+    event_type: Mapped[str] = mapped_column(sa.String(100))
+    user_id: Mapped[UUID | None]
+    ip_address: Mapped[str | None] = mapped_column(sa.String(64))
+    resource: Mapped[str | None]
+    action: Mapped[str | None]
+    success: Mapped[bool]
+    details: Mapped[dict[str, Any]]
+    request_id: Mapped[str | None]
+
+    user: Mapped[Any] = relationship("User", viewonly=True, lazy="raise")
+
+    __table_args__ = (
+        refers_to("user_id", "users.user_id"),
+        Index(None, "journal_id", "timestamp", "event_type"),
+        Index(None, "journal_id", "event_type", "timestamp"),
+        Index(None, "journal_id", "user_id", "timestamp"),
+        Index(None, "journal_id", "success", "timestamp"),
+        Index(None, "journal_id", "ip_address", "timestamp"),
+        Index(None, "journal_id", "request_id"),
+        Index(None, "journal_id", "resource", "timestamp"),
+    )
+
+
+security_audit_logs = Projection(SecurityAuditLog, append_only=True)
+
+
+@security_audit_logs.on(*ACTIONS)
+def _audited(state: State, recorded: RecordedEvent, event: Event) -> None:
+    use = event if isinstance(event, ApiKeyUsed | ApiKeyRefused) else None
+    state.rows(SecurityAuditLog).add(
+        recorded.event_id,
+        recorded,
+        timestamp=recorded.occurred_at,
+        event_type=recorded.type,
+        user_id=_user_id(state, event),
+        ip_address=recorded.metadata.ip_address,
+        resource=short((use and use.resource) or recorded.stream),
+        action=short((use and use.action) or ACTIONS[type(event)]),
+        success=not isinstance(event, LoginFailed | ApiKeyRefused),
+        details=_details(event),
+        request_id=short(recorded.metadata.request_id),
+    )
+
+
+def _user_id(state: State, event: Event) -> UUID | None:
+    """Return the user whom the event names, or to whom the thing belongs that it names."""
+    named: UUID | None = getattr(event, "user_id", None)
+    if named is not None:
+        return state.reference("users", named)
+    for field, table in OWNERS.items():
+        owner = state.look_up(table, getattr(event, field, None))
+        if owner is not None:
+            return owner.user_id  # type: ignore[no-any-return]
+    return None
+
+
+def _details(event: Event) -> dict[str, Any]:
+    """Return the event's fields as JSON values; amounts are text."""
+    fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(event, enc_hook=str))
+    for secret in SECRETS:
+        fields.pop(secret, None)
+    return fields

@@ -1,0 +1,146 @@
+"""Users: who they are, what they may do, and whether they can log in."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Index
+from sqlalchemy.orm import Mapped, mapped_column, relationship
+
+from ledger.domain.users import (
+    AccountLocked,
+    AccountUnlocked,
+    EmailChanged,
+    LoginFailed,
+    LoginSucceeded,
+    PasswordChanged,
+    PermissionsChanged,
+    RolesChanged,
+    UserDeactivated,
+    UserErased,
+    UserEvent,
+    UserReactivated,
+    UserRegistered,
+)
+from ledger.event import RecordedEvent
+from projections.model import TimedModel
+from projections.numbers import short
+from projections.projection import Projection, State
+
+
+class User(TimedModel):
+    """A user. Personal columns are NULL after an erasure, and where a text is too long for them."""
+
+    __tablename__ = "users"
+
+    user_id: Mapped[UUID] = mapped_column(primary_key=True)
+    username: Mapped[str | None]
+    email: Mapped[str | None]
+    password_hash: Mapped[str | None]
+    permissions: Mapped[list[str]] = mapped_column(default=list)
+    roles: Mapped[list[str]] = mapped_column(default=list)
+    failed_login_attempts: Mapped[int] = mapped_column(default=0)
+    locked_until: Mapped[datetime | None]
+    last_login: Mapped[datetime | None]
+    is_active: Mapped[bool] = mapped_column(default=True)
+
+    api_keys: Mapped[list[Any]] = relationship("ApiKey", viewonly=True, lazy="raise")
+    positions: Mapped[list[Any]] = relationship("Position", viewonly=True, lazy="raise")
+    orders: Mapped[list[Any]] = relationship("Order", viewonly=True, lazy="raise")
+    audit_logs: Mapped[list[Any]] = relationship("SecurityAuditLog", viewonly=True, lazy="raise")
+
+    # The journal lets a username be claimed once and for all. An e-mail address can be released by
+    # an event that names it wrongly, so two rows may show the same one.
+    __table_args__ = (
+        Index("uq_users_username", "journal_id", "username", unique=True),
+        Index(None, "journal_id", "email"),
+        Index(None, "journal_id", "locked_until"),
+        Index(None, "journal_id", "created_at"),
+    )
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether logins are refused at this moment."""
+        return self.locked_until is not None and self.locked_until > datetime.now(UTC)
+
+    def has_permission(self, permission: str) -> bool:
+        """Whether the user is active and has the permission."""
+        return self.is_active and permission in self.permissions
+
+    def has_role(self, role: str) -> bool:
+        """Whether the user is active and has the role."""
+        return self.is_active and role in self.roles
+
+
+users = Projection(User)
+
+
+@users.on(UserRegistered)
+def _registered(state: State, recorded: RecordedEvent, event: UserRegistered) -> None:
+    """Only the first registration of an id counts."""
+    rows = state.rows(User)
+    if rows.get(event.user_id) is None:
+        rows.add(
+            event.user_id,
+            recorded,
+            username=short(event.username),
+            email=short(event.email),
+            password_hash=short(event.password_hash),
+            permissions=list(event.permissions),
+            roles=list(event.roles),
+        )
+
+
+@users.on(
+    PasswordChanged,
+    EmailChanged,
+    PermissionsChanged,
+    RolesChanged,
+    AccountLocked,
+    AccountUnlocked,
+    LoginSucceeded,
+    LoginFailed,
+    UserDeactivated,
+    UserReactivated,
+    UserErased,
+)
+def _changed(state: State, recorded: RecordedEvent, event: UserEvent | LoginFailed) -> None:
+    """Events about users that were never registered change nothing."""
+    row = state.rows(User).edit(event.user_id, recorded)
+    if row is not None:
+        _change(row, recorded.occurred_at, event)
+
+
+def _change(row: User, occurred_at: datetime, event: UserEvent | LoginFailed) -> None:
+    match event:
+        case PasswordChanged():
+            row.password_hash = short(event.password_hash)
+        case EmailChanged():
+            row.email = short(event.email)
+        case PermissionsChanged():
+            row.permissions = list(event.permissions)
+        case RolesChanged():
+            row.roles = list(event.roles)
+        case LoginFailed():
+            row.failed_login_attempts += 1
+        case _:
+            _change_access(row, occurred_at, event)
+
+
+def _change_access(row: User, occurred_at: datetime, event: UserEvent) -> None:
+    match event:
+        case LoginSucceeded():
+            row.failed_login_attempts = 0
+            row.last_login = occurred_at
+        case AccountLocked():
+            row.locked_until = event.locked_until
+        case AccountUnlocked():
+            row.failed_login_attempts = 0
+            row.locked_until = None
+        case UserDeactivated() | UserReactivated():
+            row.is_active = isinstance(event, UserReactivated)
+        case UserErased():
+            row.username = row.email = row.password_hash = None
+            row.is_active = False

@@ -1,0 +1,155 @@
+"""Verifying: the live tables against a fresh fold of the journal, row by row, column by column."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Any
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy import Dialect
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.journal import Journal
+from projections import checkpoints
+from projections.database import Database
+from projections.fold import Group
+from projections.model import ReadModel, values_of
+from projections.projection import Projection, State
+from projections.rendering import as_text
+from projections.replaying import fold_prefix
+
+SHOWN_MAX = 20
+ROWS_AT_ONCE = 1000
+
+
+class Unreadable(msgspec.Struct, frozen=True):
+    """What lies in a column and is no value of its type."""
+
+    stored: str
+
+    def __str__(self) -> str:
+        return self.stored
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """One difference: a column of a row, or a whole row (`column` is None)."""
+
+    table: str
+    key: str
+    column: str | None
+    journal: str
+    live: str
+
+    def __str__(self) -> str:
+        where = f"{self.table} {self.key}"
+        if self.column is None:
+            return f"{where}: journal: {self.journal}; table: {self.live}"
+        return f"{where} {self.column}: journal: {self.journal}; table: {self.live}"
+
+
+class Verified(msgspec.Struct):
+    """What was compared, how many differences there are, and the first of them."""
+
+    events: int = 0
+    rows: int = 0
+    tables: int = 0
+    differences: int = 0
+    first: list[Difference] = msgspec.field(default_factory=list)
+
+    def note(self, difference: Difference) -> None:
+        """Count a difference and keep it if it is among the first."""
+        self.differences += 1
+        if len(self.first) < SHOWN_MAX:
+            self.first.append(difference)
+
+
+async def verify(
+    database: Database,
+    journal: Journal,
+    groups: Iterable[Group],
+    advanced: Callable[[int], None] = lambda _: None,
+) -> Verified:
+    """Compare the tables of `groups` with the journal, each group at its checkpoint."""
+    result = Verified()
+    for group in groups:
+        async with database.snapshot() as connection:
+            size = await checkpoints.read(connection, journal.journal_id, group)
+            state = await fold_prefix(journal, group, size, advanced)
+            result.events = max(result.events, size)
+            for projection in group.projections:
+                await _compare_table(connection, group, projection, state, result)
+    return result
+
+
+async def _compare_table(
+    connection: AsyncConnection,
+    group: Group,
+    projection: Projection[Any],
+    state: State,
+    result: Verified,
+) -> None:
+    """Compare one table both ways."""
+    expected = {getattr(row, projection.key): row for row in group.finished(state, projection.name)}
+    result.tables += 1
+    result.rows += len(expected)
+    async for live in _live_rows(connection, projection, state.journal_id):
+        row = expected.pop(live[projection.key], None)
+        for difference in _compare_row(projection, row, live):
+            result.note(difference)
+    for key in expected:
+        result.note(Difference(projection.name, as_text(key), None, "has the row", "lacks it"))
+
+
+def _compare_row(
+    projection: Projection[Any], row: ReadModel | None, live: dict[str, Any]
+) -> Iterator[Difference]:
+    key = as_text(live[projection.key])
+    if row is None:
+        yield Difference(projection.name, key, None, "has no such row", "has it")
+        return
+    for column, value in values_of(row).items():
+        if live[column] != value:
+            yield Difference(projection.name, key, column, as_text(value), as_text(live[column]))
+
+
+async def _live_rows(
+    connection: AsyncConnection, projection: Projection[Any], journal_id: int
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield the table's rows in the order of their keys."""
+    table, dialect = projection.table, connection.dialect
+    columns: list[sa.ColumnElement[Any]] = list(table.columns)
+    readers: list[Callable[[Any], Any]] = [_unchanged] * len(columns)
+    if dialect.name == "sqlite":
+        readers = [_reader(column.type, dialect) for column in columns]
+        columns = [sa.type_coerce(column, sa.types.NullType()) for column in columns]
+    query = sa.select(*columns).where(table.c.journal_id == journal_id)
+    records = await connection.stream(query.order_by(table.c[projection.key]))
+    async for chunk in records.partitions(ROWS_AT_ONCE):
+        for record in chunk:
+            values = (reader(stored) for reader, stored in zip(readers, record, strict=True))
+            yield dict(zip(projection.columns, values, strict=True))
+
+
+def _unchanged(stored: Any) -> Any:
+    return stored
+
+
+def _reader(column_type: sa.types.TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any]:
+    """Return the function from what SQLite holds, which may be anything, to a value.
+
+    What is no value of the column's type becomes Unreadable.
+    """
+    process = column_type.dialect_impl(dialect).result_processor(dialect, None)
+    if process is None:
+        return _unchanged
+
+    def read(stored: Any) -> Any:
+        try:
+            value = process(stored)
+        except (ArithmeticError, AttributeError, TypeError, ValueError):
+            return Unreadable(str(stored))
+        # Any number but 0 would pass for true.
+        return stored if isinstance(value, bool) and value != stored else value
+
+    return read

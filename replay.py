@@ -1,0 +1,251 @@
+"""The auditor's door: any table as of any point, and proof that the live tables are right."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from time import monotonic
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from ledger import console
+from ledger.errors import LedgerError
+from ledger.journal import Journal
+from ledger.sqltypes import time_to_text
+from projections.cli import JournalOption, opened
+from projections.groups import GROUPS, TABLES
+from projections.model import ReadModel, values_of
+from projections.projection import Projection
+from projections.rendering import as_text, plain_row
+from projections.replaying import fold_prefix
+from projections.verification import Verified
+from projections.verification import verify as verify_tables
+
+EPILOG = "Exit codes: 0 done, 1 differences found, 2 bad input or usage, 3 environment."
+
+app = typer.Typer(
+    help="See tables as they stood at any point, and verify the live ones.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+class InvalidRequest(LedgerError):
+    """What was asked for does not exist."""
+
+
+class Format(StrEnum):
+    """How rows are printed."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+class Point(msgspec.Struct, frozen=True):
+    """A point in a journal: a size, and the time that was asked for if it was found by time.
+
+    It is provisional while events of that very time may still be recorded.
+    """
+
+    size: int
+    recorded_at: datetime | None = None
+    provisional: bool = False
+
+    def __str__(self) -> str:
+        if self.recorded_at is None:
+            return f"size {self.size}"
+        found = f"size {self.size}, recorded at or before {time_to_text(self.recorded_at)}"
+        return f"{found} (provisional)" if self.provisional else found
+
+
+class Condition(msgspec.Struct, frozen=True):
+    """A column and the text of the value that it must have."""
+
+    column: str
+    text: str
+
+    def holds(self, row: ReadModel) -> bool:
+        """Whether the row's column has the value; amounts compare as numbers."""
+        value = getattr(row, self.column)
+        if isinstance(value, Decimal):
+            return value == _amount(self)
+        return as_text(value) == self.text
+
+
+Tables = dict[str, list[ReadModel]]
+
+
+@app.command("as-of")
+def as_of(
+    size: Annotated[int | None, typer.Option(help="After this many events.", min=0)] = None,
+    recorded: Annotated[
+        str | None, typer.Option(help="At this time, such as 2026-11-23T14:38:00Z.")
+    ] = None,
+    table: Annotated[list[str] | None, typer.Option(help="Only this table; repeatable.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; repeatable.")
+    ] = None,
+    output: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
+    journal: JournalOption = None,
+) -> None:
+    """Show tables as they stood at a point of the journal, folded afresh."""
+    if (size is None) == (recorded is None):
+        raise InvalidRequest("give either --size or --recorded")
+    moment = None if recorded is None else _parsed_time(recorded)
+    projections = _named_tables(table)
+    conditions = [_parsed_condition(each, projections) for each in where or ()]
+    name, point, rows = console.run(_as_of(size, moment, projections, conditions, journal))
+    _print_json(name, point, rows) if output is Format.JSON else _print_tables(name, point, rows)
+
+
+def _parsed_time(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise InvalidRequest(f"--recorded: {text!r} is not an ISO 8601 time") from error
+    if moment.utcoffset() is None:
+        raise InvalidRequest(f"--recorded: {text!r} has no time zone; add Z or an offset")
+    return moment
+
+
+def _named_tables(names: Sequence[str] | None) -> list[Projection[Any]]:
+    unknown = sorted(set(names or ()) - set(TABLES))
+    if unknown:
+        raise InvalidRequest(f"--table: {unknown[0]!r} is not one of {', '.join(TABLES)}")
+    every = (each for group in GROUPS.values() for each in group.projections)
+    return [each for each in every if not names or each.name in names]
+
+
+def _parsed_condition(text: str, projections: Iterable[Projection[Any]]) -> Condition:
+    column, equals, value = text.partition("=")
+    for projection in projections:
+        if not equals or column not in projection.columns:
+            raise InvalidRequest(
+                f"--where: {text!r} is not COLUMN=VALUE with a column of {projection.name}: "
+                + ", ".join(projection.columns)
+            )
+    return Condition(column, value)
+
+
+def _amount(condition: Condition) -> Decimal:
+    try:
+        return Decimal(condition.text)
+    except InvalidOperation as error:
+        raise InvalidRequest(f"--where: {condition.text!r} is not an amount") from error
+
+
+async def _as_of(
+    size: int | None,
+    moment: datetime | None,
+    projections: Sequence[Projection[Any]],
+    conditions: Sequence[Condition],
+    name: str | None,
+) -> tuple[str, Point, Tables]:
+    """Fold what is asked for; return the journal's name, the point and the rows of each table."""
+    rows: Tables = {}
+    async with opened(name) as (journal, _):
+        point = await _point(journal, size, moment)
+        groups = {TABLES[each.name].name: TABLES[each.name] for each in projections}
+        with _progress(point.size * len(groups)) as advanced:
+            for group in groups.values():
+                state = await fold_prefix(journal, group, point.size, advanced)
+                for each in group.projections:
+                    if each in projections:
+                        rows[each.name] = _matching(group.finished(state, each.name), conditions)
+    return journal.name, point, rows
+
+
+def _matching(rows: Iterable[ReadModel], conditions: Sequence[Condition]) -> list[ReadModel]:
+    return [row for row in rows if all(condition.holds(row) for condition in conditions)]
+
+
+async def _point(journal: Journal, size: int | None, moment: datetime | None) -> Point:
+    if moment is not None:
+        found = await journal.size_at(moment)
+        return Point(found.size, moment, found.provisional)
+    end = await journal.size()
+    if size is None or size > end:
+        raise InvalidRequest(f"--size: journal {journal.name!r} holds only {end} events")
+    return Point(size)
+
+
+def _print_json(journal: str, point: Point, rows: Tables) -> None:
+    answer: dict[str, Any] = {"journal": journal, "size": point.size}
+    if point.recorded_at is not None:
+        answer |= {
+            "recorded_at": time_to_text(point.recorded_at),
+            "provisional": point.provisional,
+        }
+    answer["tables"] = {name: [plain_row(row) for row in found] for name, found in rows.items()}
+    print(json.dumps(answer))
+
+
+def _print_tables(journal: str, point: Point, rows: Tables) -> None:
+    print(f"journal {journal} as of {point}")
+    for name, found in rows.items():
+        print(f"\n{name}: {len(found)} rows")
+        shown = [_shown(row) for row in found]
+        columns = [c for c in (shown[0] if shown else ()) if any(row[c] != "-" for row in shown)]
+        lines = [columns, *([row[column] for column in columns] for row in shown)]
+        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+        for line in lines if shown else ():
+            print("  ".join(map(str.ljust, line, widths)).rstrip())
+
+
+def _shown(row: ReadModel) -> dict[str, str]:
+    """Return the columns that people read, as text."""
+    values = values_of(row).items()
+    return {
+        name: as_text(value)
+        for name, value in values
+        if name != "journal_id" and not name.startswith("exact_")
+    }
+
+
+@contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how far the fold is, if it takes more than a second."""
+    bar = console.progress_bar("events")
+    task = bar.add_task("folding", total=total)
+    started = monotonic()
+
+    def advanced(events: int) -> None:
+        bar.advance(task, events)
+        if monotonic() - started > 1:
+            bar.start()
+
+    try:
+        yield advanced
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+@app.command()
+def verify(journal: JournalOption = None) -> None:
+    """Fold the journal afresh and compare every row and column with the live tables."""
+    result = console.run(_verify(journal))
+    for difference in result.first:
+        print(difference)
+    compared = f"{result.events:,} events, {result.rows:,} rows in {result.tables} tables"
+    if result.differences:
+        print(f"{result.differences:,} differences, compared: {compared}")
+        raise typer.Exit(1)
+    print(f"verified: {compared}")
+
+
+async def _verify(name: str | None) -> Verified:
+    async with opened(name) as (journal, database):
+        with _progress(None) as advanced:
+            return await verify_tables(database, journal, GROUPS.values(), advanced)
+
+
+if __name__ == "__main__":
+    console.main(app, "replay.py")

@@ -1,0 +1,234 @@
+"""Random histories: sensible ones, and facts that fit nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from random import Random
+
+from ledger.domain.api_keys import (
+    ApiKeyIssued,
+    ApiKeyRefused,
+    ApiKeyRevoked,
+    ApiKeyRotated,
+    ApiKeyUsed,
+)
+from ledger.domain.marks import PriceMarked
+from ledger.domain.orders import (
+    Action,
+    FillBusted,
+    OrderAccepted,
+    OrderCancelled,
+    OrderCancelRequested,
+    OrderDoneForDay,
+    OrderExpired,
+    OrderFailed,
+    OrderFilled,
+    OrderPlaced,
+    OrderRejected,
+    OrderReplaced,
+    OrderReplaceRequested,
+    OrderRestated,
+    OrderTriggered,
+    OrderType,
+    TimeInForce,
+)
+from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.users import (
+    AccountLocked,
+    AccountUnlocked,
+    EmailChanged,
+    LoginAttempted,
+    LoginFailed,
+    LoginSucceeded,
+    PasswordChanged,
+    PermissionsChanged,
+    RolesChanged,
+    UserDeactivated,
+    UserErased,
+    UserReactivated,
+    UserRegistered,
+)
+from ledger.event import Amount, Event, VenueAmount
+from tests.projections.support import START, an_id
+
+TOKENS = ("SOL", "ETH")
+HUGE = "9" * 39 + "." + "1" * 29
+
+
+class Dice:
+    """Picks ids, amounts and fields at random out of few, so that events meet."""
+
+    def __init__(self, random: Random, odd_chance: float) -> None:
+        self.random = random
+        self.odd_chance = odd_chance
+
+    def event(self) -> Event:
+        """Make any event."""
+        makers: list[Callable[[], Event]] = [
+            *[self.placed, self.filled] * 6,
+            self.busted,
+            self.position_fact,
+            *[self.order_fact] * 3,
+            self.user_event,
+            self.user_event,
+            self.key_event,
+            self.marked,
+        ]
+        return self.random.choice(makers)()
+
+    def one_of(self, name: str, count: int) -> str:
+        """Name one of a few things."""
+        return f"{name} {self.random.randrange(count)}"
+
+    def user(self) -> str:
+        """Name a user; some are never registered."""
+        return self.one_of("user", 4)
+
+    def venue_amount(self) -> VenueAmount:
+        """Make a venue's amount, mostly small, with few or many places, seldom absurd."""
+        whole, places = self.random.randrange(1, 9), self.random.choice((0, 0, 1, 3, 18))
+        text = f"{whole}.{self.random.randrange(10**places):0{places}}" if places else f"{whole}"
+        odd = ("0", "-1", HUGE, "0." + "0" * 29 + "1", "1" + "0" * 12)
+        return VenueAmount(
+            self.random.choice(odd) if self.random.random() < self.odd_chance else text
+        )
+
+    def amount(self) -> Amount:
+        """Make an amount of a command."""
+        return Amount(f"{self.random.randrange(1, 30)}.{self.random.randrange(100):02}")
+
+    def maybe(self, value: object, chance: float = 0.5) -> object:
+        """Return the value or None."""
+        return value if self.random.random() < chance else None
+
+    def placed(self) -> Event:
+        """Make an order, sometimes under an id that exists."""
+        by_amount = self.random.random() < 0.2
+        return OrderPlaced(
+            order_id=an_id(self.one_of("order", 8)),
+            user_id=an_id(self.user()),
+            token=self.random.choice(TOKENS),
+            action=self.random.choice(list(Action)),
+            order_type=self.random.choice(list(OrderType)),
+            quantity=None if by_amount else self.amount(),
+            amount=self.amount() if by_amount else None,
+            price=self.maybe(self.amount()),  # type: ignore[arg-type]
+            time_in_force=self.random.choice(list(TimeInForce)),
+            slippage_bps=self.maybe(self.random.choice((50, 10**30))),  # type: ignore[arg-type]
+            position_id=self.maybe(an_id(self.one_of("position", 2)), 0.2),  # type: ignore[arg-type]
+            strategy=self.maybe("grid"),  # type: ignore[arg-type]
+            extra_data=self.maybe({"note": "x"}),  # type: ignore[arg-type]
+        )
+
+    def execution(self, kind: type[OrderFilled] | type[FillBusted]) -> Event:
+        """Make a fill or the bust of one."""
+        token = self.random.choice(TOKENS)
+        return kind(
+            order_id=an_id(self.one_of("order", 10)),
+            user_id=self.maybe(an_id(self.user()), 0.9),  # type: ignore[arg-type]
+            fill_id=self.one_of("fill", 1000),
+            token=token,
+            action=self.random.choice(list(Action)),
+            price=self.venue_amount(),
+            quantity=self.venue_amount(),
+            fee=self.maybe(self.venue_amount()),  # type: ignore[arg-type]
+            fee_currency=self.random.choice((None, None, None, token, "BNB")),
+            position_id=self.maybe(an_id(self.one_of("position", 2)), 0.2),  # type: ignore[arg-type]
+            transaction_signature=self.maybe(self.one_of("tx", 99)),  # type: ignore[arg-type]
+        )
+
+    def filled(self) -> Event:
+        """Make a fill."""
+        return self.execution(OrderFilled)
+
+    def busted(self) -> Event:
+        """Make the bust of a fill that may never have been."""
+        return self.execution(FillBusted)
+
+    def order_fact(self) -> Event:
+        """Make another fact or request about an order that may not exist."""
+        order_id = an_id(self.one_of("order", 10))
+        quantity, price = self.venue_amount(), self.venue_amount()
+        return self.random.choice(
+            [
+                OrderAccepted(order_id=order_id),
+                OrderTriggered(order_id=order_id),
+                OrderDoneForDay(order_id=order_id),
+                OrderReplaceRequested(order_id=order_id, quantity=self.amount()),
+                OrderReplaced(order_id=order_id, quantity=quantity, price=price),
+                OrderRestated(order_id=order_id, quantity=quantity),
+                OrderRestated(order_id=order_id, quantity_change=VenueAmount("-1.5")),
+                OrderCancelRequested(order_id=order_id),
+                OrderCancelled(order_id=order_id, reason="user"),
+                OrderRejected(order_id=order_id, reason="no funds"),
+                OrderFailed(order_id=order_id, reason="broken"),
+                OrderExpired(order_id=order_id),
+            ]
+        )
+
+    def position_fact(self) -> Event:
+        """Make an event about an explicit position that may not exist."""
+        position_id = an_id(self.one_of("position", 2))
+        return self.random.choice(
+            [
+                ProtectionSet(position_id=position_id, stop_loss=self.amount()),
+                PositionLiquidated(position_id=position_id, price=self.venue_amount()),
+            ]
+        )
+
+    def user_event(self) -> Event:
+        """Make an event about a user who may not exist."""
+        name = self.user()
+        user_id = an_id(name)
+        # Names differ between users: the journal refuses a name that another stream has claimed.
+        email = f"{name}@{self.one_of('host', 3)}"
+        return self.random.choice(
+            [
+                UserRegistered(user_id=user_id, username=name, email=email, password_hash="secret"),
+                UserRegistered(user_id=user_id, username=name, permissions=("trade",)),
+                PasswordChanged(user_id=user_id, password_hash="secret"),
+                EmailChanged(user_id=user_id, email=email, previous_email="other@host"),
+                PermissionsChanged(user_id=user_id, permissions=("trade", "withdraw")),
+                RolesChanged(user_id=user_id, roles=("admin",)),
+                LoginAttempted(user_id=user_id),
+                LoginSucceeded(user_id=user_id),
+                LoginFailed(username=name, user_id=user_id),
+                LoginFailed(username="stranger"),
+                AccountLocked(user_id=user_id, locked_until=START + timedelta(days=1)),
+                AccountUnlocked(user_id=user_id),
+                UserDeactivated(user_id=user_id),
+                UserReactivated(user_id=user_id),
+                UserErased(user_id=user_id, reason="request"),
+            ]
+        )
+
+    def key_event(self) -> Event:
+        """Make an event about an API key that may not exist."""
+        key_id, other = an_id(self.one_of("key", 3)), an_id(self.one_of("key", 3))
+        return self.random.choice(
+            [
+                ApiKeyIssued(
+                    key_id=key_id,
+                    user_id=an_id(self.user()),
+                    name="n" * self.random.choice((5, 300)),
+                    key_hash="secret",
+                    rate_limit=self.random.choice((60, -(10**30))),
+                ),
+                ApiKeyRotated(key_id=key_id, successor_key_id=other, expires_at=START),
+                ApiKeyRevoked(key_id=key_id),
+                ApiKeyUsed(key_id=key_id, action="GET", resource=self.one_of("path", 3)),
+                ApiKeyRefused(reason="unknown", key_id=key_id, count=10**30),
+                ApiKeyRefused(reason="malformed", presented="abc"),
+            ]
+        )
+
+    def marked(self) -> Event:
+        """Make a mark price."""
+        return PriceMarked(token=self.random.choice(TOKENS), price=self.venue_amount())
+
+
+def random_events(random: Random, count: int, odd_chance: float = 0.03) -> list[Event]:
+    """Return a random history of `count` events; `odd_chance` is that of an absurd amount."""
+    dice = Dice(random, odd_chance)
+    return [dice.event() for _ in range(count)]

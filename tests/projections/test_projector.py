@@ -1,0 +1,142 @@
+"""The projector: live tables are always a fold of the journal's beginning."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from random import Random
+
+import pytest
+
+from ledger.domain.users import UserRegistered
+from ledger.errors import SchemaMissing
+from ledger.journal import Journal, open_journal
+from ledger.settings import Settings
+from projections import checkpoints
+from projections.checkpoints import FoldChanged
+from projections.database import Database
+from projections.fold import Group
+from projections.groups import GROUPS, MARKS, TRADING
+from projections.projector import Projector, wait_visible
+from tests.projections.random_events import random_events
+from tests.projections.support import an_id, append, live_tables, tables_as_of
+
+POINTS = 50
+
+
+async def assert_live_is_replay(journal: Journal, database: Database, group: Group) -> int:
+    """Compare live tables with a replay to their checkpoint; return the checkpoint."""
+    size = await Projector(database, journal, group).checkpoint()
+    assert await live_tables(database, group) == await tables_as_of(journal, group, size)
+    return size
+
+
+async def test_live_tables_equal_a_replay_at_any_point(
+    journal: Journal, database: Database
+) -> None:
+    """A projector stopped anywhere, with any batch sizes, has written what a replay gives."""
+    random = Random(2)
+    size = await append(journal, random_events(random, 600))
+    for point in [*sorted(random.sample(range(size), POINTS)), size]:
+        for group in GROUPS.values():
+            batch_size = random.randrange(1, 40)
+            projector = Projector(database, journal, group, batch_size=batch_size)
+            await projector.catch_up(point)
+            assert await assert_live_is_replay(journal, database, group) == point
+
+
+async def test_a_killed_projector_leaves_a_whole_number_of_events(
+    settings: Settings, journal: Journal, database: Database
+) -> None:
+    """After SIGKILL at any moment rows and checkpoint agree, and the next run goes on there."""
+    size = await append(journal, random_events(Random(3), 900))
+    kills, reached = 0, 0
+    while reached < size:
+        process = start_projector(settings, "--batch-size", "20")
+        target = reached + 250
+        await wait_visible(database, journal, min(target, size), TRADING, timeout_seconds=60)
+        process.kill()
+        process.wait()
+        kills += 1
+        reached = await assert_live_is_replay(journal, database, TRADING)
+    assert kills > 2
+
+
+def start_projector(settings: Settings, *options: str) -> subprocess.Popen[bytes]:
+    """Start `python -m projections run` on the database."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "projections", "run", *options],
+        env={**os.environ, "LEDGER_DATABASE_URL": settings.database_url},
+    )
+
+
+async def test_two_projectors_share_the_work(
+    settings: Settings, journal: Journal, database: Database
+) -> None:
+    """Two projectors started at once fold each event exactly once between them."""
+    size = await append(journal, random_events(Random(4), 500))
+    async with open_journal(settings) as other_journal, Database(settings) as other_database:
+        counts = await asyncio.gather(
+            Projector(database, journal, TRADING, batch_size=7).catch_up(size),
+            Projector(other_database, other_journal, TRADING, batch_size=5).catch_up(size),
+        )
+    assert sum(counts) == size
+    assert await assert_live_is_replay(journal, database, TRADING) == size
+
+
+async def test_a_service_waits_for_its_own_write(journal: Journal, database: Database) -> None:
+    """wait_visible returns once the tables hold the event, and times out before."""
+    size = await append(journal, [UserRegistered(user_id=an_id("user"), username="user")])
+    with pytest.raises(TimeoutError):
+        await wait_visible(database, journal, size, TRADING, timeout_seconds=0.2)
+    waiting = asyncio.create_task(wait_visible(database, journal, size, TRADING, 30))
+    await Projector(database, journal, TRADING).catch_up()
+    assert await waiting == size
+
+
+async def test_a_stopped_projector_finishes_its_batch(journal: Journal, database: Database) -> None:
+    """A projector that runs for ever folds what comes, and ends when it is told to."""
+    stopping = asyncio.Event()
+    running = asyncio.create_task(Projector(database, journal, MARKS).run(stopping))
+    size = await append(journal, random_events(Random(5), 50))
+    await wait_visible(database, journal, size, MARKS, timeout_seconds=30)
+    stopping.set()
+    assert await running == size
+
+
+async def test_another_version_of_the_fold_is_refused(journal: Journal, database: Database) -> None:
+    """A program with another fold does not write into tables that it would not fill like this."""
+    await append(journal, random_events(Random(6), 10))
+    await Projector(database, journal, MARKS).catch_up()
+    changed = Group(MARKS.name, *MARKS.projections, fold_version="other")
+    with pytest.raises(FoldChanged, match="version other"):
+        await Projector(database, journal, changed).catch_up()
+
+
+async def test_a_database_without_tables_is_named(sqlite_url: str) -> None:
+    """Where the read tables are missing, the error says what to do."""
+    settings = Settings(database_url=sqlite_url)
+    async with open_journal(settings) as journal, Database(settings) as database:
+        async with database.transaction() as connection:
+            await connection.run_sync(checkpoints.checkpoints.drop)
+        with pytest.raises(SchemaMissing, match="ledger migrate"):
+            await Projector(database, journal, MARKS).catch_up()
+
+
+async def test_health_and_pool_statistics(database: Database) -> None:
+    """A database that answers is healthy; the pool counts what is lent out."""
+    assert (await database.health()).healthy
+    async with database.session():
+        assert database.pool_statistics().in_use == 1
+    assert database.pool_statistics().in_use == 0
+
+
+async def test_an_unreachable_database_is_unhealthy() -> None:
+    """A health check answers also when the database does not."""
+    url = "postgresql://nobody@127.0.0.1:1/none"
+    async with Database(Settings(database_url=url)) as database:
+        health = await database.health()
+    assert not health.healthy
+    assert health.error

@@ -1,0 +1,190 @@
+"""Verifying names whatever somebody changed in the live tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from random import Random
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ledger.journal import Journal
+from ledger.sqltypes import ExactNumeric, UtcTimestamp
+from projections.database import Database
+from projections.groups import GROUPS, TABLES
+from projections.projection import Projection
+from projections.projector import Projector
+from projections.verification import SHOWN_MAX, Verified, verify
+from tests.projections.random_events import random_events
+from tests.projections.support import an_id, append
+
+CHECKED = {
+    "positions.status": ("liquidated", "closed"),
+    "orders.status": ("expired", "failed"),
+    "orders.action": ("buy", "sell"),
+    "orders.order_type": ("market", "limit"),
+    "orders.time_in_force": ("ioc", "gtd"),
+}
+"""Two values of each column that cannot hold just any text."""
+
+
+@pytest.fixture
+async def projected(journal: Journal, database: Database) -> int:
+    """A journal whose events are all in the live tables; returns its size."""
+    await append(journal, random_events(Random(11), 250))
+    for group in GROUPS.values():
+        await Projector(database, journal, group).catch_up()
+    return await journal.size()
+
+
+async def verified(database: Database, journal: Journal) -> Verified:
+    """Verify all groups."""
+    return await verify(database, journal, GROUPS.values())
+
+
+async def tamper(database: Database, *statements: sa.Executable) -> None:
+    """Do what only an owner of the database can, foreign keys switched off."""
+    async with database.engine.connect() as connection:
+        await switch_foreign_keys(connection, on=False)
+        for statement in statements:
+            await connection.execute(statement)
+        await connection.commit()
+        await switch_foreign_keys(connection, on=True)
+
+
+async def switch_foreign_keys(connection: AsyncConnection, *, on: bool) -> None:
+    """Switch the check of foreign keys on this connection."""
+    if connection.dialect.name == "sqlite":
+        # The pragma does nothing inside a transaction, which SQLAlchemy has begun.
+        await connection.exec_driver_sql("COMMIT")
+        await connection.exec_driver_sql(f"PRAGMA foreign_keys = {'ON' if on else 'OFF'}")
+        await connection.exec_driver_sql("BEGIN")
+    else:
+        role = "origin" if on else "replica"
+        await connection.exec_driver_sql(f"SET session_replication_role = {role}")
+
+
+def all_columns() -> Iterator[tuple[Projection[Any], str]]:
+    """Yield every table with every column that is not part of its key."""
+    for group in GROUPS.values():
+        for projection in group.projections:
+            for column in projection.columns:
+                if column not in {"journal_id", projection.key}:
+                    yield projection, column
+
+
+def another(column: str, value: Any) -> Any:
+    """Return a value that the column could have, but has not."""
+    if column in CHECKED:
+        return next(each for each in CHECKED[column] if each != value)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | Decimal):
+        return value - 1
+    if isinstance(value, datetime):
+        return value + timedelta(microseconds=1)
+    if isinstance(value, UUID):
+        return an_id("nobody")
+    return another_text_or_json(value)
+
+
+def another_text_or_json(value: Any) -> Any:
+    """Return another text, list or object."""
+    if isinstance(value, str):
+        return f"{value}!"
+    return [*value, "other"] if isinstance(value, list) else {**value, "other": 1}
+
+
+@pytest.mark.usefixtures("projected")
+async def test_a_fresh_projection_is_verified(journal: Journal, database: Database) -> None:
+    """Tables that nobody touched have no difference, at any checkpoint."""
+    result = await verified(database, journal)
+    assert (result.differences, result.tables, result.events) == (0, len(TABLES), 250)
+    await append(journal, random_events(Random(12), 50))
+    assert (await verified(database, journal)).differences == 0
+
+
+@pytest.mark.usefixtures("projected")
+async def test_every_changed_column_is_named(journal: Journal, database: Database) -> None:
+    """A change of any column of any table is named with table, key, column and both values."""
+    for projection, column in all_columns():
+        table = projection.table
+        key, old, new = await pick(database, projection, column)
+        change = table.update().where(table.c[projection.key] == key)
+        await tamper(database, change.values({column: new}))
+        result = await verified(database, journal)
+        named = [(each.table, each.key, each.column) for each in result.first]
+        assert named == [(projection.name, str(key), column)]
+        assert result.first[0].journal != result.first[0].live
+        await tamper(database, change.values({column: old}))
+    assert (await verified(database, journal)).differences == 0
+
+
+async def pick(database: Database, projection: Projection[Any], column: str) -> tuple[Any, ...]:
+    """Return the key of a row, what its column holds, and another value for it."""
+    table = projection.table
+    query = sa.select(table.c[projection.key], table.c[column])
+    async with database.snapshot() as connection:
+        filled = await connection.execute(query.where(table.c[column].is_not(None)).limit(1))
+        found = filled.first() or (await connection.execute(query.limit(1))).one()
+    if found[1] is not None:
+        return found[0], found[1], another(f"{projection.name}.{column}", found[1])
+    return found[0], None, example_of(table.c[column])
+
+
+def example_of(column: sa.Column[Any]) -> Any:
+    """Return any value for a column that is NULL in all rows."""
+    examples: dict[Any, Any] = {
+        UtcTimestamp: datetime(2026, 1, 1, tzinfo=UTC),
+        ExactNumeric: Decimal(1),
+        sa.BigInteger: 1,
+        sa.Uuid: an_id("nobody"),
+        sa.JSON: {"other": 1},
+    }
+    return examples.get(type(column.type), "text")
+
+
+@pytest.mark.usefixtures("projected")
+@pytest.mark.parametrize("table", sorted(TABLES))
+async def test_deleted_and_added_rows_are_named(
+    table: str, journal: Journal, database: Database
+) -> None:
+    """A row under another key is one that is missing, and one that should not be there."""
+    projection = next(each for each in TABLES[table].projections if each.name == table)
+    column = projection.table.c[projection.key]
+    key, _, _ = await pick(database, projection, "changed_size")
+    other = an_id("nobody") if isinstance(key, UUID) else "nothing"
+    change = projection.table.update().where(column == key).values({projection.key: other})
+    await tamper(database, change)
+    result = await verified(database, journal)
+    found = {(each.key, each.column, each.live) for each in result.first}
+    assert found == {(str(key), None, "lacks it"), (str(other), None, "has it")}
+    assert {each.table for each in result.first} == {table}
+
+
+@pytest.mark.usefixtures("projected")
+async def test_only_the_first_differences_are_listed(journal: Journal, database: Database) -> None:
+    """All differences are counted, the first ones are named."""
+    table = TABLES["orders"].projections[-1].table
+    await tamper(database, table.delete())
+    result = await verified(database, journal)
+    assert result.differences > SHOWN_MAX
+    assert len(result.first) == SHOWN_MAX
+
+
+async def test_what_is_no_value_at_all_is_named(
+    journal: Journal, database: Database, projected: int
+) -> None:
+    """SQLite takes any text anywhere; verify names it instead of failing on it."""
+    if database.engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL refuses such values itself")
+    for column in ("exact_fees", "created_at", "flags", "reduce_only", "user_id"):
+        await tamper(database, sa.text(f"UPDATE orders SET {column} = 'nonsense'"))
+    result = await verified(database, journal)
+    assert result.differences >= 5
+    assert "nonsense" in str(result.first[0])

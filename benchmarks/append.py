@@ -53,7 +53,8 @@ Contender = Callable[[], Awaitable[Figure]]
 
 def new_event() -> NewEvent:
     """Return an event for a stream that does not exist yet."""
-    return NewEvent(PriceMarked(token=str(uuid7()), price=PRICE))
+    token = str(uuid7())
+    return NewEvent(PriceMarked(token=token, price=PRICE), f"market-{token}")
 
 
 def raw_row() -> tuple[UUID, str, bytes]:
@@ -64,15 +65,15 @@ def raw_row() -> tuple[UUID, str, bytes]:
 
 
 async def ours(url: str, callers: int, events: int) -> Figure:
-    """Append single events under an expected version."""
+    """Append single events, made beforehand, under an expected version."""
+    news = [new_event() for _ in range(events)]
     async with open_journal(Settings(database_url=url)) as journal:
-        return await drive(callers, events, lambda _: append_one(journal))
+        return await drive(callers, events, lambda number: append_one(journal, news[number]))
 
 
-async def append_one(journal: Journal) -> None:
+async def append_one(journal: Journal, new: NewEvent) -> None:
     """Append an event to a stream of its own."""
-    new = new_event()
-    await journal.append(new, ExpectedVersion(f"market-{new.event.token}", 0))  # type: ignore[attr-defined]
+    await journal.append(new, ExpectedVersion(new.stream, 0))
 
 
 async def raw_batches(url: str, events: int) -> Figure:
@@ -177,11 +178,11 @@ async def several_processes(url: str, processes: int, callers: int, events: int)
 
 async def child(url: str, callers: int, events: int) -> None:
     """Be one of several processes."""
+    news = [new_event() for _ in range(events)]
     async with open_journal(Settings(database_url=url)) as journal:
-        await journal.size()
         print("ready", flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.readline)
-        await drive(callers, events, lambda _: append_one(journal))
+        await drive(callers, events, lambda number: append_one(journal, news[number]))
     print(events)
 
 

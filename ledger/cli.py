@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from ledger import console
+from ledger.codec import NO_METADATA
 from ledger.errors import InvalidEvent
 from ledger.event import Metadata, RecordedEvent
 from ledger.journal import Journal, open_journal
@@ -159,7 +160,7 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     occurred_at: str
     schema_version: int
     data: msgspec.Raw
-    metadata: Metadata = Metadata()
+    metadata: Metadata = NO_METADATA
 
 
 def as_line(event: RecordedEvent) -> bytes:

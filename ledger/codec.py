@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import typing
 from collections.abc import Sequence
-from functools import lru_cache
+from datetime import datetime
+from functools import cache, lru_cache
 from typing import Any, Union
+from uuid import UUID
 
 import msgspec
 
 from ledger.amounts import PlainDecimal
 from ledger.errors import InvalidEvent, StoredEventInvalid, UnknownEventType
-from ledger.event import Event, Metadata, event_types
+from ledger.event import Event, Metadata, alternatives, event_types
 
 BODY_BYTES_MAX = 32 * 1024
 METADATA_BYTES_MAX = 4 * 1024
@@ -46,12 +49,41 @@ _decode_metadata = msgspec.json.Decoder(Metadata).decode
 
 def encode_event(event: Event) -> bytes:
     """Return the body of `event`; InvalidEvent where it cannot or must not be stored."""
+    _check_types(event)
     try:
         body = _encode(event)
     except (UnicodeEncodeError, NotImplementedError, TypeError) as error:
         raise InvalidEvent(str(error), field="data") from error
     _check(body, BODY_BYTES_MAX, "data")
     return body
+
+
+def _check_types(event: Event) -> None:
+    """Refuse values of types that were not declared: what is stored must decode for ever."""
+    for name, usual, declared in _fields(type(event)):
+        value = getattr(event, name)
+        if type(value) not in usual:
+            try:
+                msgspec.convert(value, declared, builtin_types=(UUID, datetime))
+            except msgspec.ValidationError as error:
+                raise located(error, f"data.{name}") from error
+
+
+@cache
+def _fields(event_type: type[Event]) -> tuple[tuple[str, frozenset[type], Any], ...]:
+    """Return the fields of a type, each with the classes that its values usually have.
+
+    Values of generic types are not among them and are checked each time.
+    """
+    hints = typing.get_type_hints(event_type)
+    return tuple(
+        (
+            name,
+            frozenset(one for one in alternatives(hints[name]) if isinstance(one, type)),
+            hints[name],
+        )
+        for name in event_type.__struct_fields__
+    )
 
 
 def encode_metadata(metadata: Metadata | None) -> bytes | None:
@@ -62,7 +94,10 @@ def encode_metadata(metadata: Metadata | None) -> bytes | None:
         check_ip_address(metadata.ip_address)
     try:
         body = _encode(metadata)
-    except UnicodeEncodeError as error:
+        _decode_metadata(body)
+    except msgspec.ValidationError as error:
+        raise located(error, "metadata") from error
+    except (UnicodeEncodeError, TypeError) as error:
         raise InvalidEvent(str(error), field="metadata") from error
     _check(body, METADATA_BYTES_MAX, "metadata")
     return body

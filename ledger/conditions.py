@@ -15,7 +15,7 @@ from ledger.event import Event
 WINDOW_MAX = timedelta(days=36_500)
 
 
-class ExpectedVersion(msgspec.Struct, frozen=True):
+class ExpectedVersion(msgspec.Struct, frozen=True, gc=False):
     """The stream is at this version; 0 means that it does not exist yet."""
 
     stream: str
@@ -27,7 +27,7 @@ class ExpectedVersion(msgspec.Struct, frozen=True):
             raise ValueError(f"an expected version is 0 or more, not {self.version}")
 
 
-class NoEvent(msgspec.Struct, frozen=True, kw_only=True):
+class NoEvent(msgspec.Struct, frozen=True, gc=False, kw_only=True):
     """No event of `types` (any type, if empty) with `tag` or in `stream` after offset `after`.
 
     `after` is the offset of the last event the caller knows of; -1 looks at the whole journal.
@@ -48,7 +48,7 @@ class NoEvent(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(event_type.__name__ for event_type in self.types)
 
 
-class AtMost(msgspec.Struct, frozen=True):
+class AtMost(msgspec.Struct, frozen=True, gc=False):
     """After the append, the stream holds at most `count` events younger than `window`.
 
     An exact sliding window over recorded_at: an event exactly `window` old no longer counts.

@@ -26,7 +26,13 @@ else:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a program's asynchronous part on the fastest event loop there is."""
-    return _run(work)
+    try:
+        return _run(work)
+    except BrokenPipeError:
+        # The reader has seen enough (`ledger tail | head`); keep the interpreter from complaining,
+        # and Typer, which would make an error of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
 
 
 def load_settings() -> Settings:
@@ -48,10 +54,6 @@ def main(app: typer.Typer, name: str) -> NoReturn:
     except LedgerError as error:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader has seen enough (`ledger tail | head`); keep the interpreter from complaining.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
     except asyncio.CancelledError:
         sys.exit(130)
     sys.exit(0)

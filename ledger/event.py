@@ -48,6 +48,7 @@ class Event(
     omit_defaults=True,
     tag_field="type",
     tag=True,
+    gc=False,
 ):
     """Base of all event types: past tense, immutable, its class name is its type for ever.
 
@@ -90,7 +91,12 @@ class Event(
 
 
 class Metadata(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    forbid_unknown_fields=True,
+    gc=False,
 ):
     """Who and what an event came from; every field is optional.
 
@@ -106,7 +112,7 @@ class Metadata(
     ip_address: str | None = None
 
 
-class NewEvent(msgspec.Struct, frozen=True):
+class NewEvent(msgspec.Struct, frozen=True, gc=False):
     """An event on its way into the journal.
 
     `stream` may be left out where the event type names its own; `event_id` is made (UUIDv7) where
@@ -120,7 +126,7 @@ class NewEvent(msgspec.Struct, frozen=True):
     metadata: Metadata | None = None
 
 
-class RecordedEvent(msgspec.Struct, frozen=True):
+class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as the journal holds it.
 
     `offset` is its place in the journal (0, 1, 2, …), `version` its place in the stream (1, 2, …).
@@ -174,14 +180,18 @@ def _normalisers(event_type: type[Event]) -> tuple[tuple[str, Callable[[Any], An
 
 def _normaliser(hint: Any) -> Callable[[Any], Any] | None:
     """Return the function that brings a value of type `hint` into its stored form."""
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    options = typing.get_args(hint) if is_union else (hint,)
-    for option in options:
+    for option in alternatives(hint):
         if option is datetime:
             return utc
         if isinstance(option, type) and issubclass(option, PlainDecimal):
             return _amount_of(option)
     return None
+
+
+def alternatives(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, however it is written, or the one type there is."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
 
 
 def _amount_of(amount_type: type[PlainDecimal]) -> Callable[[str | int | Decimal], PlainDecimal]:

@@ -35,6 +35,7 @@ from ledger.stores.opening import open_store
 
 BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = 4 * 1024 * 1024
+RESOLVED_AT_ONCE = 50
 CHUNK_SIZE = 1000
 POLL_SECONDS = 0.05
 
@@ -90,7 +91,7 @@ class Journal:
                 outcomes = await self._store_batch([prepared for prepared, _ in batch])
                 # Not at once: the next batch is sent first, so that the callers make their next
                 # events while the database is at work.
-                loop.call_soon(_resolve, batch, outcomes)
+                loop.call_soon(_resolve, loop, deque(zip(batch, outcomes, strict=True)))
         finally:
             self._writing = None
 
@@ -223,15 +224,27 @@ def _weight(append: PreparedAppend) -> tuple[int, int]:
     return len(append.events), sum(len(event.body) for event in append.events)
 
 
-def _resolve(batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
-    """Tell each caller; one that was cancelled meanwhile is gone."""
-    for (_, future), outcome in zip(batch, outcomes, strict=True):
-        if future.done():
-            continue
-        if isinstance(outcome, Appended):
-            future.set_result(outcome)
-        else:
-            future.set_exception(outcome)
+def _resolve(loop: asyncio.AbstractEventLoop, outcomes: deque[tuple[_Waiting, Outcome]]) -> None:
+    """Tell the callers, some at a time.
+
+    A large batch takes several writes to the socket. If all callers ran before the next of them,
+    the database would wait for the rest of its batch meanwhile.
+    """
+    for _ in range(min(RESOLVED_AT_ONCE, len(outcomes))):
+        (_, future), outcome = outcomes.popleft()
+        _tell(future, outcome)
+    if outcomes:
+        loop.call_soon(_resolve, loop, outcomes)
+
+
+def _tell(future: asyncio.Future[Appended], outcome: Outcome) -> None:
+    """Give a caller its outcome; one that was cancelled meanwhile is gone."""
+    if future.done():
+        return
+    if isinstance(outcome, Appended):
+        future.set_result(outcome)
+    else:
+        future.set_exception(outcome)
 
 
 def _decoded(chunk: Sequence[StoredEvent]) -> list[RecordedEvent]:

@@ -108,10 +108,10 @@ def parse_line(raw: bytes, number: int, source: str | None) -> _Entry:
         line.occurred_at,
         line.metadata,
     )
-    prepare([event], ())
     expected = line.expected_version
     stream = line.stream or event.event.stream() or ""
     conditions = () if expected is None else (ExpectedVersion(stream, expected),)
+    prepare([event], conditions)
     return _Entry(number, event, conditions)
 
 

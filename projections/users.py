@@ -55,7 +55,7 @@ class User(TimedModel):
     # an event that names it wrongly, so two rows may show the same one.
     __table_args__ = (
         Index("uq_users_username", "journal_id", "username", unique=True),
-        Index(None, "journal_id", "email"),
+        Index("uq_users_email", "journal_id", "email", unique=True),
         Index(None, "journal_id", "locked_until"),
         Index(None, "journal_id", "created_at"),
     )

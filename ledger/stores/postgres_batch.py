@@ -16,6 +16,8 @@ from ledger.stores.outcomes import condition_error, id_conflict, tag_error
 _STORED, _KNOWN, _FAILED, _ID_CONFLICT = range(4)
 _VERSION, _TAG, _STREAM, _WINDOW = range(1, 5)
 _ANY_VERSION = -1
+_USUAL: tuple[object, ...] = (..., 1, _ANY_VERSION, ..., ..., ..., 1, None, None, ...)
+"""What the function takes each missing value of a column of events for; ... where none may miss."""
 
 
 class Batch:
@@ -76,8 +78,9 @@ class Batch:
 
     def arguments(self) -> list[list[Any]]:
         """Return the arrays in the function's order."""
+        events = _transposed(self._events, len(_USUAL))
         return [
-            *_transposed(self._events, 10),
+            *(_shortened(column, usual) for column, usual in zip(events, _USUAL, strict=True)),
             *_transposed(self._tags, 3),
             *_transposed(self._conditions, 7),
         ]
@@ -87,15 +90,15 @@ class Batch:
         offsets = iter(answer["e_offset"])
         statuses = zip(answer["a_status"], answer["a_which"], answer["a_found"], strict=True)
         return [
-            self._outcome(append, [next(offsets) for _ in append.events], *status)
+            self._outcome(append, tuple(islice(offsets, len(append.events))), *status)
             for append, status in zip(self._appends, statuses, strict=True)
         ]
 
     def _outcome(
-        self, append: PreparedAppend, offsets: list[int], status: int, which: int, found: int
+        self, append: PreparedAppend, offsets: tuple[int, ...], status: int, which: int, found: int
     ) -> Outcome:
         if status in (_STORED, _KNOWN):
-            return Appended(tuple(offsets), duplicate=status == _KNOWN)
+            return Appended(offsets, duplicate=status == _KNOWN)
         if status == _ID_CONFLICT:
             return id_conflict(append, found)
         if status == _FAILED:
@@ -121,6 +124,11 @@ def _row(condition: Condition, append: PreparedAppend) -> tuple[Any, ...]:
     if condition.tag is not None:
         return _TAG, "", condition.tag, types, condition.after, timedelta(0)
     return _STREAM, condition.stream, "", types, condition.after, timedelta(0)
+
+
+def _shortened(column: list[Any], usual: object) -> list[Any]:
+    """Return an empty array where all values are usual: most batches need only half the columns."""
+    return [] if usual is not ... and column.count(usual) == len(column) else column
 
 
 def _transposed(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:

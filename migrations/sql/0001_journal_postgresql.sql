@@ -70,15 +70,18 @@ ALTER TABLE journals ENABLE ALWAYS TRIGGER only_grows;
 -- The caller cuts the batch into rounds (r_appends: how many appends each holds) such that no
 -- append looks at what an earlier one of its round writes; a round is then checked as a set against
 -- what the journal held when it began. e_nth is an event's place among its stream's in the round.
+-- Empty arrays stand for what is usual: e_nth 1, e_expected any, e_schema 1, e_occurred and
+-- e_metadata none.
 --
 -- Statuses of an append: 0 stored, 1 known already (same content), 2 condition failed,
 -- 3 event id known with other content or in part, 4 tag taken.
 -- a_which is the condition (2) or tag (4) at fault as an index into the arrays given, or minus the
 -- index of the event whose e_expected did not hold; a_found is the version or offset found instead.
 --
--- Correlated scalar subqueries on purpose: they stay index probes, whatever the planner believes
--- about table sizes (a join against unnest() was seen to hash the whole table). For the same reason
--- the caller's session has enable_seqscan off: a plan made while the table was empty is kept.
+-- Correlated scalar subqueries on purpose: a join against unnest() was seen to hash the whole table.
+-- Each asks for a range in the order of the index that is meant for it, and the caller's session has
+-- sorting off. Else all indexes look alike to the planner while the table is empty, or for a journal
+-- that is new beside large ones, and a plan that walks the whole journal was seen to be kept.
 CREATE FUNCTION ledger_append(
     p_journal bigint, p_now timestamptz, r_appends int[],
     e_append int[], e_nth int[], e_expected bigint[], e_id uuid[], e_stream text[], e_type text[],
@@ -142,10 +145,12 @@ BEGIN
         SELECT array_agg(p.base ORDER BY p.ord), array_agg(p.known ORDER BY p.ord), max(p.known)
             INTO v_base, v_known, v_known_max
             FROM (SELECT n.ord,
-                    coalesce((SELECT max(s.version) FROM events s
-                        WHERE s.journal_id = p_journal AND s.stream = n.stream), 0) AS base,
+                    coalesce((SELECT s.version FROM events s
+                        WHERE s.journal_id = p_journal AND s.stream = n.stream
+                        ORDER BY s.version DESC LIMIT 1), 0) AS base,
                     coalesce((SELECT k."offset" FROM events k
-                        WHERE k.journal_id = p_journal AND k.event_id = n.id), -1) AS known
+                        WHERE k.journal_id = p_journal AND k.event_id BETWEEN n.id AND n.id
+                        ORDER BY k.event_id LIMIT 1), -1) AS known
                 FROM unnest(e_stream[e_first:e_last], e_id[e_first:e_last])
                     WITH ORDINALITY AS n(stream, id, ord) OFFSET 0) p;
 
@@ -154,8 +159,11 @@ BEGIN
             FOR v_append, v_which, v_found IN
                 SELECT n.append,
                     CASE WHEN bool_and(n.known >= 0 AND (SELECT k.stream = n.stream
-                        AND k.type = n.type AND k.schema_version = n.schema AND k.body = n.body
-                        FROM events k WHERE k.journal_id = p_journal AND k."offset" = n.known))
+                        AND k.type = n.type AND k.schema_version = coalesce(n.schema, 1)
+                        AND k.body = n.body
+                        FROM events k
+                        WHERE k.journal_id = p_journal AND k."offset" BETWEEN n.known AND n.known
+                        ORDER BY k."offset" LIMIT 1))
                     THEN 1 ELSE 3 END,
                     max(n.known)
                 FROM unnest(e_append[e_first:e_last], v_known, e_stream[e_first:e_last],
@@ -186,8 +194,9 @@ BEGIN
                 SELECT q.append, q.which, q.found
                 FROM (SELECT c.append, c_first + c.ord::int - 1 AS which,
                     CASE c.kind
-                    WHEN 1 THEN (SELECT nullif(coalesce(max(s.version), 0), c.number) FROM events s
-                        WHERE s.journal_id = p_journal AND s.stream = c.stream)
+                    WHEN 1 THEN nullif(coalesce((SELECT s.version FROM events s
+                        WHERE s.journal_id = p_journal AND s.stream = c.stream
+                        ORDER BY s.version DESC LIMIT 1), 0), c.number)
                     WHEN 2 THEN (SELECT g."offset" FROM event_tags g
                         WHERE g.journal_id = p_journal AND g.tag = c.tag AND g."offset" > c.number
                             AND (c.types = '' OR g.type = ANY (string_to_array(c.types, ',')))
@@ -197,11 +206,13 @@ BEGIN
                             AND s."offset" > c.number
                             AND (c.types = '' OR s.type = ANY (string_to_array(c.types, ',')))
                         ORDER BY s.version LIMIT 1)
-                    WHEN 4 THEN (SELECT s."offset" FROM events s
+                    WHEN 4 THEN (SELECT CASE WHEN s.recorded_at > v_now - c.span
+                            THEN s."offset" END FROM events s
                         WHERE s.journal_id = p_journal AND s.stream = c.stream
-                            AND s.recorded_at > v_now - c.span
-                            AND s.version = (SELECT max(l.version) FROM events l
-                                WHERE l.journal_id = p_journal AND l.stream = c.stream) - c.number)
+                            AND s.version <= (SELECT l.version FROM events l
+                                WHERE l.journal_id = p_journal AND l.stream = c.stream
+                                ORDER BY l.version DESC LIMIT 1) - c.number
+                        ORDER BY s.version DESC LIMIT 1)
                     END AS found
                     FROM unnest(c_append[c_first:c_last], c_kind[c_first:c_last],
                             c_stream[c_first:c_last], c_tag[c_first:c_last],
@@ -262,8 +273,9 @@ BEGIN
 
         INSERT INTO events (journal_id, "offset", event_id, stream, version, type, schema_version,
                 occurred_at, recorded_at, metadata, body)
-            SELECT p_journal, v_size - 1 + n.place, n.id, n.stream, n.base + n.nth, n.type,
-                n.schema, coalesce(n.occurred, v_now), v_now, n.metadata, n.body
+            SELECT p_journal, v_size - 1 + n.place, n.id, n.stream, n.base + coalesce(n.nth, 1),
+                n.type, coalesce(n.schema, 1), coalesce(n.occurred, v_now), v_now, n.metadata,
+                n.body
             FROM unnest(v_place, v_nth, v_base, e_id[e_first:e_last], e_stream[e_first:e_last],
                     e_type[e_first:e_last], e_schema[e_first:e_last], e_occurred[e_first:e_last],
                     e_metadata[e_first:e_last], e_body[e_first:e_last])

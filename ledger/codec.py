@@ -24,6 +24,7 @@ from ledger.event import Event, Metadata, alternatives, event_types
 BODY_BYTES_MAX = 32 * 1024
 METADATA_BYTES_MAX = 4 * 1024
 NAME_CHARS_MAX = 255
+JOURNAL_NAME_CHARS_MAX = 100
 NO_METADATA = Metadata()
 
 _ESCAPED_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
@@ -176,6 +177,14 @@ def check_name(value: str, field: str) -> None:
         raise InvalidEvent(f"must have 1 to {NAME_CHARS_MAX} characters", field=field)
     if not value.isprintable():
         raise InvalidEvent(f"{value!r} has a character that cannot be printed", field=field)
+
+
+def check_journal_name(name: str) -> None:
+    """Refuse a name that would be hard to type, or too long."""
+    if not 0 < len(name) <= JOURNAL_NAME_CHARS_MAX or name != name.strip():
+        reason = f"must have 1 to {JOURNAL_NAME_CHARS_MAX} characters, none of them space outside"
+        raise InvalidEvent(reason, field="journal name")
+    check_name(name, "journal name")
 
 
 @lru_cache(maxsize=4096)

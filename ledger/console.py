@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import signal
 import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
@@ -18,6 +20,9 @@ from ledger.settings import Settings, SettingsInvalid
 
 T = TypeVar("T")
 
+INTERRUPTED = 130
+INSIST_SECONDS = 1.0
+
 if sys.platform == "win32":
     from asyncio import run as _run
 else:
@@ -27,12 +32,30 @@ else:
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a program's asynchronous part on the fastest event loop there is."""
     try:
-        return _run(work)
+        return _run(_interruptible(work))
     except BrokenPipeError:
         # The reader has seen enough (`ledger tail | head`); keep the interpreter from complaining,
         # and Typer, which would make an error of it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+
+
+async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
+    """Cancel the work at SIGINT, again and again until it has ended.
+
+    Once is not enough: before Python 3.12, `asyncio.wait_for` may lose a cancellation that arrives
+    at the same time as its result, and drivers use it.
+    """
+    loop = asyncio.get_running_loop()
+    task = asyncio.ensure_future(work)
+
+    def cancel() -> None:
+        if task.cancel():
+            loop.call_later(INSIST_SECONDS, cancel)
+
+    with contextlib.suppress(NotImplementedError):  # on Windows
+        loop.add_signal_handler(signal.SIGINT, cancel)
+    return await task
 
 
 def load_settings() -> Settings:
@@ -55,7 +78,7 @@ def main(app: typer.Typer, name: str) -> NoReturn:
         print(f"{name}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except asyncio.CancelledError:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     sys.exit(0)
 
 

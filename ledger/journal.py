@@ -15,8 +15,8 @@ from ledger.errors import (
     AppendOutcomeUnknown,
     InvalidEvent,
     JournalNotFound,
-    LedgerError,
     Overloaded,
+    StoreUnavailable,
 )
 from ledger.event import NewEvent, RecordedEvent
 from ledger.prepare import prepare
@@ -71,7 +71,7 @@ class Journal:
         stored.
         """
         prepared = prepare((events,) if isinstance(events, NewEvent) else events, conditions)
-        if self._queued_events + len(prepared.events) > self._queue_events_max:
+        if self._queue and self._queued_events + len(prepared.events) > self._queue_events_max:
             raise Overloaded(
                 f"{self._queued_events:,} events wait to be stored already; slow down, try again"
             )
@@ -110,10 +110,10 @@ class Journal:
     async def _store_batch(self, batch: list[PreparedAppend]) -> list[Outcome]:
         try:
             return await self.store.append(self.journal_id, batch)
-        except LedgerError as error:
-            return [error] * len(batch)
+        except (StoreUnavailable, AppendOutcomeUnknown) as error:
+            return [type(error)(str(error)) for _ in batch]
         except Exception as error:  # noqa: BLE001 - a bug must not leave callers waiting for ever
-            return [_unforeseen(error)] * len(batch)
+            return [_unforeseen(error) for _ in batch]
 
     async def read(
         self, start: int = 0, stop: int | None = None, *, stream: str | None = None

@@ -34,8 +34,8 @@ class ImportStopped(LedgerError):
 
     def __init__(self, file: str, line: int, reason: LedgerError, stored: int) -> None:
         super().__init__(
-            f"{file}, line {line}: {reason}; {stored} lines are stored, mend this one and run the "
-            "import again: it stores the rest and nothing twice"
+            f"{file}, line {line}: {reason}; {stored} lines are stored; mend what is wrong and run "
+            "the import again: it stores the rest and nothing twice"
         )
         self.exit_code = reason.exit_code
         self.line = line
@@ -170,6 +170,8 @@ async def _append_chunk(
         appended = await journal.append([entry.event for entry in chunk], *conditions)
     except (ConditionFailed, EventIdConflict, InvalidEvent):
         return await _append_singly(journal, chunk, name, done)
+    except LedgerError as error:
+        raise ImportStopped(name, chunk[0].number, error, done.lines) from error
     return done.plus(len(chunk), len(chunk) if appended.duplicate else 0)
 
 

@@ -43,8 +43,8 @@ class Settings(BaseSettings):
 def async_url(url: str) -> URL:
     """Return `url` for SQLAlchemy's async engines.
 
-    `postgresql://…` becomes `postgresql+asyncpg://…` and `sqlite://…` `sqlite+aiosqlite://…`; any
-    other database raises SettingsInvalid.
+    `postgresql://…` becomes `postgresql+asyncpg://…` (and its `sslmode`, `ssl`, as that driver has
+    it) and `sqlite://…` `sqlite+aiosqlite://…`; any other database raises SettingsInvalid.
     """
     try:
         parsed = make_url(url)
@@ -54,7 +54,8 @@ def async_url(url: str) -> URL:
     if backend == "sqlite":
         return parsed.set(drivername="sqlite+aiosqlite")
     if backend in _ASYNC_DRIVERS:
-        return parsed.set(drivername=_ASYNC_DRIVERS[backend])
+        query = {"ssl" if name == "sslmode" else name: text for name, text in parsed.query.items()}
+        return parsed.set(drivername=_ASYNC_DRIVERS[backend], query=query)
     raise SettingsInvalid(
         f"database URL: {parsed.drivername!r} is not supported; use postgresql:// or sqlite://"
     )

@@ -129,7 +129,7 @@ class Store(Protocol):
         ...
 
     async def create_journal(self, name: str) -> JournalInfo:
-        """Make a journal; JournalExists if there is one of that name."""
+        """Make a journal; JournalExists for a name that is taken, InvalidEvent for a bad one."""
         ...
 
     def write_turn(self) -> AbstractAsyncContextManager[None]:

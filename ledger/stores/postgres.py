@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import asyncpg
 from sqlalchemy import URL
 
+from ledger.codec import check_journal_name
 from ledger.errors import (
     AppendOutcomeUnknown,
     JournalExists,
@@ -64,7 +65,9 @@ class PostgresStore:
 
     def __init__(self, url: URL, settings: Settings, clock: Clock | None = None) -> None:
         """Take the address; connections are made when they are needed."""
-        self._dsn = url.set(drivername="postgresql").render_as_string(hide_password=False)
+        query = {"sslmode" if name == "ssl" else name: text for name, text in url.query.items()}
+        plain = url.set(drivername="postgresql", query=query)
+        self._dsn = plain.render_as_string(hide_password=False)
         self._shown = url.render_as_string(hide_password=True)
         self._settings = settings
         self._clock = clock
@@ -129,6 +132,7 @@ class PostgresStore:
 
     async def create_journal(self, name: str) -> JournalInfo:
         """Make a journal; JournalExists if there is one of that name."""
+        check_journal_name(name)
         insert = "INSERT INTO journals (name, created_at) VALUES ($1, $2)"
         try:
             await self._fetch(insert, name, datetime.now(UTC))

@@ -8,6 +8,7 @@ import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from uuid import UUID
 
 from sqlalchemy import URL
 
+from ledger.codec import check_journal_name
 from ledger.errors import (
     AppendOutcomeUnknown,
     JournalExists,
@@ -83,7 +85,7 @@ class SqliteStore:
         unclear: CommitUnclear | None = None
         for _ in range(_COMMIT_TRIES):
             try:
-                with turn(self._path):
+                with self._turn():
                     return self._transact(connections.current(), journal_id, batch)
             except CommitUnclear as error:
                 connections.drop()
@@ -143,7 +145,7 @@ class SqliteStore:
 
     def _settle(self, connections: _Connections, journal_id: int) -> tuple[int, datetime]:
         """Return the size while nothing is being appended, and the earliest next recorded_at."""
-        with turn(self._path):
+        with self._turn():
             connection = connections.current()
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -162,6 +164,7 @@ class SqliteStore:
 
     async def create_journal(self, name: str) -> JournalInfo:
         """Make a journal; JournalExists if there is one of that name."""
+        check_journal_name(name)
         insert = "INSERT INTO journals (name, created_at) VALUES (?, ?)"
         try:
             await self._guarded(
@@ -174,7 +177,7 @@ class SqliteStore:
     @contextlib.asynccontextmanager
     async def write_turn(self) -> AsyncIterator[None]:
         """Hold this process's turn to write to the file."""
-        held = turn(self._path)
+        held = self._turn()
         thread = ThreadPoolExecutor(1, "ledger-turn")
         loop = asyncio.get_running_loop()
         entering = loop.run_in_executor(thread, held.__enter__)
@@ -190,6 +193,9 @@ class SqliteStore:
         """Close the file."""
         await self._writing.close()
         await self._reading.close()
+
+    def _turn(self) -> AbstractContextManager[None]:
+        return turn(self._path, self._settings.append_timeout_seconds)
 
     def _open(self) -> sqlite3.Connection:
         if not self._path.exists():

@@ -8,32 +8,56 @@ back once it has the turn. Who has just written must queue for `next` again, beh
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
+
+from ledger.errors import StoreUnavailable
+
+POLL_SECONDS = 0.0005
 
 if sys.platform == "win32":
 
-    @contextmanager
-    def locked(path: Path) -> Iterator[None]:
+    def _try_to_lock(file: IO[bytes]) -> bool:
         """Do nothing: SQLite's own waiting has to do."""
-        yield
+        return True
 
 else:
     import fcntl
 
-    @contextmanager
-    def locked(path: Path) -> Iterator[None]:
-        """Hold an exclusive lock on a file; the system lets go of it when the process dies."""
-        with path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _try_to_lock(file: IO[bytes]) -> bool:
+        """Lock a file if nobody holds it; the system lets go of it when the process dies."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
 
 @contextmanager
-def turn(database: Path) -> Iterator[None]:
-    """Wait for, then hold, this process's turn to write to the database file."""
+def turn(database: Path, timeout_seconds: float) -> Iterator[None]:
+    """Wait for, then hold, this process's turn to write to the database file.
+
+    Raises StoreUnavailable where another process, which may be frozen, does not let go in time.
+    """
+    deadline = time.monotonic() + timeout_seconds
     with ExitStack() as held:
-        with locked(database.with_name(f"{database.name}-next")):
-            held.enter_context(locked(database.with_name(f"{database.name}-turn")))
+        with _locked(database.with_name(f"{database.name}-next"), deadline):
+            held.enter_context(_locked(database.with_name(f"{database.name}-turn"), deadline))
+        yield
+
+
+@contextmanager
+def _locked(path: Path, deadline: float) -> Iterator[None]:
+    with path.open("ab") as file:
+        # Asking again and again, since waiting in the system could not be given up.
+        while not _try_to_lock(file):
+            if time.monotonic() > deadline:
+                raise StoreUnavailable(
+                    f"another process has held {path} for too long; find it (`fuser {path}`), and "
+                    "end it if it is frozen"
+                )
+            time.sleep(POLL_SECONDS)
         yield

@@ -64,6 +64,19 @@ ALTER TABLE journals ENABLE ALWAYS TRIGGER only_grows;
 --;;
 
 
+-- The time. Simulations and tests, which connect as the owner, may say what it is; a service may
+-- not, or it could date events as it likes. Called with the owner's rights, so current_user is it.
+CREATE FUNCTION ledger_clock(p_now timestamptz) RETURNS timestamptz LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_now IS NOT NULL AND NOT pg_has_role(session_user, current_user, 'MEMBER') THEN
+        RAISE EXCEPTION 'only the owner of the journal may set its clock'
+            USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN coalesce(p_now, clock_timestamp());
+END $$;
+--;;
+
+
 -- The one way to append. A batch of appends is one statement, so one transaction: a client that is
 -- frozen half-way can hold no lock. Outcomes equal running the appends one after the other.
 --
@@ -122,7 +135,7 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'no journal has the id %', p_journal USING ERRCODE = 'no_data_found';
     END IF;
-    v_now := greatest(coalesce(p_now, clock_timestamp()), v_last);
+    v_now := greatest(ledger_clock(p_now), v_last);
     recorded_at := v_now;
     v_appends := e_append[v_events];
     a_status := array_fill(0::smallint, ARRAY[v_appends]);
@@ -315,7 +328,7 @@ CREATE FUNCTION ledger_settle(p_journal bigint, p_now timestamptz,
 SET search_path FROM CURRENT
 AS $$
 BEGIN
-    SELECT j.size, greatest(coalesce(p_now, clock_timestamp()), j.last_recorded_at)
+    SELECT j.size, greatest(ledger_clock(p_now), j.last_recorded_at)
         INTO size, now FROM journals j WHERE j.journal_id = p_journal FOR SHARE;
 END $$;
 --;;

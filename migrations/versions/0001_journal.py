@@ -83,5 +83,6 @@ def downgrade() -> None:
     if op.get_context().dialect.name == "postgresql":
         op.execute("DROP FUNCTION ledger_append")
         op.execute("DROP FUNCTION ledger_settle")
+        op.execute("DROP FUNCTION ledger_clock")
         op.execute("DROP FUNCTION ledger_deny")
         op.execute("DROP FUNCTION ledger_deny_shrinking")

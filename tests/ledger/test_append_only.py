@@ -13,7 +13,7 @@ import pytest
 
 from ledger.errors import StoreUnavailable
 from ledger.stores import Appended
-from tests.ledger.support import known_note, note, opened, read_all, store_of
+from tests.ledger.support import START, Clock, known_note, note, opened, read_all, store_of
 from tests.postgres import PostgresServer
 
 DAMAGE = [
@@ -207,6 +207,16 @@ async def test_the_service_appends_reads_and_makes_journals(logins: dict[str, st
         assert (await journal.append(known_note(1))).duplicate
         [event] = await read_all(journal)
         assert (await journal.size_at(event.recorded_at)).size == 1
+
+
+async def test_a_service_cannot_set_the_clock(logins: dict[str, str]) -> None:
+    """What a service says about the time is refused; the owner's tests may say it."""
+    async with opened(logins["ledger_service"], clock=Clock()) as journal:
+        with pytest.raises(StoreUnavailable, match="only the owner"):
+            await journal.append(note())
+        with pytest.raises(StoreUnavailable, match="only the owner"):
+            await journal.size_at(START)
+        assert await journal.size() == 0
 
 
 async def test_the_service_recovers_from_a_lost_connection(

@@ -282,7 +282,7 @@ def test_a_bad_line_stops_the_import(database_url: str, tmp_path: Path) -> None:
     assert done.stdout == b""
     assert done.stderr.decode() == (
         f"ledger: {file}, line 701: data.price: '7e2' is not a plain decimal such as '12.50'; "
-        "700 lines are stored, mend this one and run the import again: it stores the rest and "
+        "700 lines are stored; mend what is wrong and run the import again: it stores the rest and "
         "nothing twice\n"
     )
     assert prices(database_url) == [str(n) for n in range(700)]

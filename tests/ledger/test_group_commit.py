@@ -172,12 +172,12 @@ async def test_batches_are_bounded(database_url: str, monkeypatch: pytest.Monkey
 
 
 def refuse_remarks(url: str, postgres_server: PostgresServer) -> None:
-    """Make the database refuse one type of event, as a constraint of its owner's may."""
+    """Make the database refuse one type of event, and SQLite end the transaction by itself."""
     if url.startswith("sqlite"):
         with sqlite3.connect(url.removeprefix("sqlite:///")) as connection:
             connection.execute(
                 "CREATE TRIGGER no_remarks BEFORE INSERT ON events WHEN NEW.type = 'Remarked' "
-                "BEGIN SELECT RAISE(ABORT, 'no remarks'); END"
+                "BEGIN SELECT RAISE(ROLLBACK, 'no remarks'); END"
             )
         connection.close()
     else:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
+from ledger.errors import StoreUnavailable
+from ledger.stores.turns import turn
 from tests.ledger.support import assert_sound, note, opened, read_all
 from tests.ledger.workers import Record, append_count, append_steadily, ended, increment, start
 
@@ -69,3 +73,13 @@ async def test_killed_processes_block_nobody(database_url: str, tmp_path: Path) 
             assert record.read().items() <= stored.items()
         assert await journal.size() == len(events)
     assert_sound(events)
+
+
+async def test_a_frozen_writer_does_not_stop_the_others_for_ever(sqlite_url: str) -> None:
+    """Who waits too long for its turn is told that nothing was stored, and by whom."""
+    path = Path(sqlite_url.removeprefix("sqlite:///"))
+    async with opened(sqlite_url, append_timeout_seconds=0.2) as journal:
+        with turn(path, 1), pytest.raises(StoreUnavailable, match="another process has held"):
+            await journal.append(note())
+        appended = await journal.append(note())
+    assert appended.offsets == (0,)

@@ -583,3 +583,12 @@ async def test_a_refusal_is_a_condition_that_failed(database_url: str) -> None:
                 await journal.append(note("s"), condition)
         with pytest.raises(ConditionFailed):
             await journal.append(note("x", claimed=("t",)))
+
+
+@pytest.mark.parametrize("name", ["", " desk", "desk ", "d\x00k", "d" * 101])
+async def test_journal_names_are_checked_by_every_door(database_url: str, name: str) -> None:
+    """A name that could not be typed, or that one of the databases refuses, is refused by both."""
+    store = store_of(database_url)
+    with pytest.raises(InvalidEvent, match="journal name"):
+        await store.create_journal(name)
+    await store.close()

@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from ledger.errors import AppendOutcomeUnknown, StoreUnavailable
+from ledger.errors import AppendOutcomeUnknown, StoreUnavailable, TagTaken
 from ledger.event import NewEvent
 from ledger.journal import Journal
 from ledger.migrate import migrate
@@ -98,6 +98,26 @@ async def test_a_lost_connection_is_made_good(postgres_url: str, cut: Cut) -> No
         assert (await journal.append(note())).offsets == (3,)
         assert proxy.cuts == 1
         assert_sound(await read_all(journal))
+
+
+async def test_the_lost_server_process_is_ended_first(
+    postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    """What a second try refuses must not be stored by the first one later on."""
+    database = postgres_url.rpartition("/")[2]
+    appending = f"""SELECT pid FROM pg_stat_activity
+        WHERE datname = '{database}' AND query LIKE '%ledger_append%' AND pid <> pg_backend_pid()"""
+    async with behind_proxy(postgres_url) as (journal, proxy):
+        await journal.append(note("holder", claimed=("name",)))
+        lost = postgres_server.psql(appending)
+        proxy.cut = Cut.KEEP_SERVER
+        with pytest.raises(TagTaken):
+            await journal.append(note("s", text="MARKED", claimed=("name",)))
+        await journal.append(note("holder", released=("name",)))
+        assert lost
+        assert lost not in postgres_server.psql(appending).split()
+        await proxy.deliver_late()
+        assert await journal.size() == 3
 
 
 async def test_every_caller_of_a_lost_batch_gets_its_answer(postgres_url: str) -> None:

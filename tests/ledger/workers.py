@@ -137,7 +137,7 @@ def _hold_on_sqlite(path: Path, deadline: float, record: Record, withdrawn: Reco
     with closing(sqlite3.connect(path, isolation_level=None, timeout=30)) as connection:
         while time.monotonic() < deadline:
             events = some_notes()
-            with turn(path):
+            with turn(path, 30):
                 connection.execute("BEGIN IMMEDIATE")
                 batch = SqliteBatch(connection, MAIN, datetime.now(UTC))
                 first = batch.size

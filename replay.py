@@ -76,7 +76,8 @@ class Condition(msgspec.Struct, frozen=True):
         value = getattr(row, self.column)
         if isinstance(value, Decimal):
             return value == _amount(self)
-        return as_text(value) == self.text
+        wanted = self.text.lower() if isinstance(value, bool) else self.text
+        return as_text(value) == wanted
 
 
 Tables = dict[str, list[ReadModel]]
@@ -235,6 +236,9 @@ def verify(journal: JournalOption = None) -> None:
     for difference in result.first:
         print(difference)
     compared = f"{result.events:,} events, {result.rows:,} rows in {result.tables} tables"
+    if len(set(result.sizes.values())) > 1:
+        each = ", ".join(f"{group} {size:,}" for group, size in result.sizes.items())
+        compared += f" (events of each group: {each})"
     if result.differences:
         print(f"{result.differences:,} differences, compared: {compared}")
         raise typer.Exit(1)

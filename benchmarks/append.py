@@ -28,7 +28,7 @@ from eventsourcing.domain import Aggregate, event
 from sqlalchemy import make_url
 from uuid_utils.compat import uuid7
 
-from benchmarks.measure import DURABILITY, Figure, drive, figure, machine, median, table
+from benchmarks.measure import DURABILITY, Figure, drive, figure, machine, median, settle, table
 from ledger import console
 from ledger.conditions import ExpectedVersion
 from ledger.domain.marks import PriceMarked
@@ -84,6 +84,7 @@ async def raw_batches(url: str, events: int) -> Figure:
         [list(column) for column in zip(*(raw_row() for _ in range(RAW_ROWS)), strict=True)]
         for _ in range(events // RAW_ROWS)
     ]
+    settle()
     began = time.perf_counter()
     for number, columns in enumerate(batches):
         await connection.execute(RAW_BATCH, first + number * RAW_ROWS, datetime.now(UTC), *columns)
@@ -133,6 +134,7 @@ def peer(url: str, threads: int, events: int) -> Figure:
             application.save(Mark(token=str(uuid7()), price=str(PRICE)))
             latencies.append(time.perf_counter() - began)
 
+    settle()
     began = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
         for done in [pool.submit(save) for _ in range(threads)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import platform
 import statistics
@@ -23,6 +24,12 @@ class Figure(NamedTuple):
     p99_ms: float = float("nan")
 
 
+def settle() -> None:
+    """Take what was made so far out of the garbage collector's sight, before time is taken."""
+    gc.collect()
+    gc.freeze()
+
+
 async def drive(callers: int, events: int, append: Callable[[int], Awaitable[object]]) -> Figure:
     """Let `callers` append at the same time, each one event after the other."""
     latencies: list[float] = []
@@ -33,6 +40,7 @@ async def drive(callers: int, events: int, append: Callable[[int], Awaitable[obj
             await append(number)
             latencies.append(time.perf_counter() - began)
 
+    settle()
     began = time.perf_counter()
     await asyncio.gather(*(caller(first) for first in range(callers)))
     return figure(len(latencies), time.perf_counter() - began, latencies)

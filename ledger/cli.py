@@ -6,7 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 import msgspec
 import typer
@@ -16,7 +16,7 @@ from ledger.codec import NO_METADATA
 from ledger.errors import InvalidEvent
 from ledger.event import Metadata, RecordedEvent
 from ledger.journal import Journal, open_journal
-from ledger.ndjson import Imported, import_lines
+from ledger.ndjson import Imported, Readable, import_lines
 from ledger.settings import Settings
 from ledger.stores import JournalInfo, Store
 from ledger.stores.opening import open_store
@@ -64,7 +64,7 @@ def append(
     print(f"{done.lines - done.known} events stored, {done.known} were stored before")
 
 
-async def _append(lines: BinaryIO, file: str, source: str | None, name: str | None) -> Imported:
+async def _append(lines: Readable, file: str, source: str | None, name: str | None) -> Imported:
     done = Imported()
     async with _journal(name) as journal:
         with console.progress_bar("lines") as progress:
@@ -77,7 +77,10 @@ async def _append(lines: BinaryIO, file: str, source: str | None, name: str | No
 @app.command()
 def tail(
     start: Annotated[
-        int | None, typer.Option("--from", min=0, help="The first offset. [default: the last 10]")
+        int | None,
+        typer.Option(
+            "--from", min=0, help="The first offset. [default: the last 10, or all of --stream]"
+        ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more events.")] = False,
     stream: Annotated[str | None, typer.Option(help="Only the events of this stream.")] = None,
@@ -90,7 +93,8 @@ def tail(
 async def _tail(start: int | None, follow: bool, stream: str | None, name: str | None) -> None:
     async with _journal(name) as journal:
         size = await journal.size()
-        offset = max(0, size - 10) if start is None else start
+        first = 0 if stream is not None else max(0, size - 10)
+        offset = first if start is None else start
         while True:
             async for chunk in journal.read_chunks(offset, size, stream=stream):
                 for event in chunk:
@@ -181,12 +185,12 @@ def as_line(event: RecordedEvent) -> bytes:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[BinaryIO]:
+def _opened(file: str) -> Iterator[Readable]:
     if file == "-":
-        yield sys.stdin.buffer
+        yield getattr(sys.stdin.buffer, "raw", sys.stdin.buffer)
         return
     try:
-        with Path(file).open("rb") as lines:
+        with Path(file).open("rb", buffering=0) as lines:
             yield lines
     except OSError as error:
         raise InvalidEvent(f"cannot read it: {error.strerror}", field=file) from error

@@ -191,9 +191,12 @@ def check_journal_name(name: str) -> None:
 def check_ip_address(value: str) -> None:
     """Refuse what is neither an IPv4 nor an IPv6 address."""
     try:
-        ipaddress.ip_address(value)
+        address = ipaddress.ip_address(value)
     except ValueError as error:
         raise InvalidEvent(str(error), field="metadata.ip_address") from error
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        reason = f"{value[:60]!r} has a scope id, which means nothing on another machine"
+        raise InvalidEvent(reason, field="metadata.ip_address")
 
 
 def _check(body: bytes, bytes_max: int, field: str) -> None:

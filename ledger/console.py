@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +22,7 @@ from ledger.settings import Settings, SettingsInvalid
 
 T = TypeVar("T")
 
+ENVIRONMENT = 3
 INTERRUPTED = 130
 INSIST_SECONDS = 1.0
 
@@ -31,13 +34,7 @@ else:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a program's asynchronous part on the fastest event loop there is."""
-    try:
-        return _run(_interruptible(work))
-    except BrokenPipeError:
-        # The reader has seen enough (`ledger tail | head`); keep the interpreter from complaining,
-        # and Typer, which would make an error of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    return _run(_interruptible(work))
 
 
 async def _interruptible(work: Coroutine[Any, Any, T]) -> T:
@@ -71,15 +68,53 @@ def load_settings() -> Settings:
 
 
 def main(app: typer.Typer, name: str) -> NoReturn:
-    """Run a program: errors become one line on standard error and an exit code."""
+    """Run a program: errors become one line on standard error and an exit code.
+
+    1 is kept for differences found, so a defect of the program itself, shown with its traceback,
+    ends with 3.
+    """
+    _buffer_output()
     try:
         app(prog_name=name)
+        code: str | int | None = 0
     except LedgerError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except asyncio.CancelledError:
-        sys.exit(INTERRUPTED)
-    sys.exit(0)
+        code = error.exit_code
+    except SystemExit as stop:
+        # Where the reader has seen enough (`ledger tail | head`), Typer ends with 1.
+        code = 0 if isinstance(stop.__context__, BrokenPipeError) else stop.code
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        code = INTERRUPTED
+    except OSError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        code = ENVIRONMENT
+    except Exception:  # noqa: BLE001 - it is shown whole
+        traceback.print_exc()
+        code = ENVIRONMENT
+    sys.exit(_flush(code))
+
+
+def _buffer_output() -> None:
+    """Give standard output a buffer where PYTHONUNBUFFERED took it away.
+
+    Without one, Python takes it for done when the system has taken a part of what is printed.
+    """
+    raw = getattr(sys.stdout, "buffer", None)
+    if isinstance(raw, io.RawIOBase):
+        buffer = io.BufferedWriter(raw)
+        sys.stdout = io.TextIOWrapper(buffer, encoding="utf-8", line_buffering=True)
+
+
+def _flush(code: str | int | None) -> str | int | None:
+    """Print what is still to be printed; return the exit code, another where that fails."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"cannot print: {error.strerror}", file=sys.stderr)
+            return ENVIRONMENT
+    return code
 
 
 def progress_bar(unit: str) -> Progress:

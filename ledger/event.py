@@ -34,6 +34,9 @@ __all__ = [
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """An aware time, kept in UTC with microseconds."""
 
+_FIRST = datetime(1, 1, 2, tzinfo=UTC)
+_LAST = datetime(9999, 12, 31, tzinfo=UTC)
+
 _registry: dict[str, type[Event]] = {}
 
 
@@ -159,15 +162,16 @@ def event_types() -> dict[str, type[Event]]:
 
 
 def utc(moment: datetime) -> datetime:
-    """Return `moment` in UTC; a time without a zone raises ValueError."""
-    if moment.tzinfo is UTC:
-        return moment
+    """Return `moment` in UTC.
+
+    A time without a zone raises ValueError, as do the first and the last day of the calendar:
+    there, other zones overflow, and PostgreSQL's driver takes the very ends for infinity.
+    """
     if moment.utcoffset() is None:
         raise ValueError(f"{moment.isoformat()} has no time zone; give one, best UTC")
-    try:
-        return moment.astimezone(UTC)
-    except OverflowError as error:
-        raise ValueError(f"{moment.isoformat()} lies outside the years 1 to 9999 in UTC") from error
+    if not _FIRST < moment < _LAST:
+        raise ValueError(f"{moment.isoformat()} lies outside 0001-01-02 to 9999-12-30")
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 @cache

@@ -6,8 +6,11 @@ A line is `{"stream", "type", "data", "event_id"?, "occurred_at"?, "expected_ver
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, BinaryIO
+import asyncio
+import contextlib
+import threading
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Annotated, Protocol
 from uuid import UUID, uuid5
 
 import msgspec
@@ -25,7 +28,9 @@ from ledger.journal import Journal
 from ledger.prepare import prepare
 
 CHUNK_LINES = 500
-LINE_BYTES_MAX = 64 * 1024
+LINE_BYTES_MAX = 256 * 1024
+BLOCK_BYTES = 256 * 1024
+BLOCKS_AHEAD = 4
 _LINE_IDS = UUID("8a5e1c0e-54a1-5a3c-9f6c-2f4b6f0f7d11")
 
 
@@ -41,6 +46,14 @@ class ImportStopped(LedgerError):
         self.line = line
         self.reason = reason
         self.stored = stored
+
+
+class Readable(Protocol):
+    """A file opened for reading bytes; unbuffered, what comes is there at once."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Return at most `size` bytes, none at the end."""
+        ...
 
 
 class Imported(msgspec.Struct, frozen=True):
@@ -78,22 +91,23 @@ _decode_line = msgspec.json.Decoder(Line).decode
 
 
 async def import_lines(
-    journal: Journal, lines: BinaryIO, name: str, source: str | None = None
+    journal: Journal, file: Readable, name: str, source: str | None = None
 ) -> AsyncIterator[Imported]:
-    """Append the lines in order; yield how far the import has come, chunk by chunk.
+    """Append the lines of `file` in order, as they come; yield how far the import has come.
 
     Lines without an event id get one made of `source`, the line's number and its content, so that
     importing a file again stores nothing twice. Raises ImportStopped at the first line that cannot
     be stored.
     """
     done = Imported()
-    for chunk, bad in _chunks(lines, source):
-        if chunk:
-            done = await _append_chunk(journal, chunk, name, done)
-            yield done
-        if bad is not None:
-            number, reason = bad
-            raise ImportStopped(name, number, reason, done.lines) from reason
+    async for lines in _numbered_lines(file):
+        for chunk, bad in _chunks(lines, source):
+            if chunk:
+                done = await _append_chunk(journal, chunk, name, done)
+                yield done
+            if bad is not None:
+                number, reason = bad
+                raise ImportStopped(name, number, reason, done.lines) from reason
 
 
 def parse_line(raw: bytes, number: int, source: str | None) -> _Entry:
@@ -134,20 +148,60 @@ def _derived_id(raw: bytes, number: int, source: str | None) -> UUID:
     return uuid5(_LINE_IDS, f"{source}\n{number}\n{raw.decode('utf-8', 'surrogateescape')!r}")
 
 
+async def _numbered_lines(file: Readable) -> AsyncIterator[list[tuple[int, bytes]]]:
+    """Yield lists of whole lines with their numbers; one that is too long ends the last list."""
+    number, rest = 0, b""
+    async for block in _read_ahead(file):
+        *lines, rest = (rest + block).split(b"\n")
+        if len(rest) > LINE_BYTES_MAX:
+            lines.append(rest)
+        yield list(enumerate(lines, number + 1))
+        number += len(lines)
+    yield [(number + 1, rest)]
+
+
+async def _read_ahead(file: Readable) -> AsyncIterator[bytes]:
+    """Yield blocks as they come.
+
+    They are read by a thread that nobody waits for: a read from a terminal may never end.
+    """
+    loop = asyncio.get_running_loop()
+    blocks: asyncio.Queue[bytes | Exception] = asyncio.Queue()
+    room = threading.Semaphore(BLOCKS_AHEAD)
+
+    def read() -> None:
+        block: bytes | Exception = b"."
+        while block and not isinstance(block, Exception):
+            room.acquire()
+            try:
+                block = file.read(BLOCK_BYTES) or b""
+            except (OSError, ValueError) as error:
+                block = error
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(blocks.put_nowait, block)
+
+    threading.Thread(target=read, daemon=True).start()
+    while block := await blocks.get():
+        if isinstance(block, Exception):
+            raise InvalidEvent(f"cannot read on: {block}", field="file") from block
+        room.release()
+        yield block
+
+
 _Bad = tuple[int, LedgerError]
 
 
-def _chunks(lines: BinaryIO, source: str | None) -> Iterator[tuple[list[_Entry], _Bad | None]]:
+def _chunks(
+    lines: Iterable[tuple[int, bytes]], source: str | None
+) -> Iterator[tuple[list[_Entry], _Bad | None]]:
     """Yield runs of good lines that can go into one append; the last may end at a bad line."""
     chunk: list[_Entry] = []
     streams: set[str] = set()
-    number = 0
-    while raw := lines.readline(LINE_BYTES_MAX + 2):
-        number += 1
+    for number, raw in lines:
         if not raw.strip():
             continue
         try:
-            entry = parse_line(raw.rstrip(b"\r\n"), number, source)
+            entry = parse_line(raw.rstrip(b"\r"), number, source)
         except LedgerError as error:
             yield chunk, (number, error)
             return

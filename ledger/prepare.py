@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
 from uuid import UUID
 
@@ -15,8 +15,6 @@ from ledger.schema import CLAIM, RELEASE, TAG
 from ledger.stores import PreparedAppend, PreparedEvent
 
 APPEND_EVENTS_MAX = 1000
-_FIRST = datetime.min.replace(tzinfo=UTC)
-_LAST = datetime.max.replace(tzinfo=UTC)
 
 
 def prepare(events: Sequence[NewEvent], conditions: Sequence[Condition]) -> PreparedAppend:
@@ -105,13 +103,9 @@ def _occurred_at(new: NewEvent) -> datetime | None:
     if new.occurred_at is None:
         return None
     try:
-        moment = utc(new.occurred_at)
+        return utc(new.occurred_at)
     except ValueError as error:
         raise InvalidEvent(str(error), field="occurred_at") from error
-    if not _FIRST < moment < _LAST:
-        reason = f"{moment.isoformat()} stands for infinity in PostgreSQL; leave it out"
-        raise InvalidEvent(reason, field="occurred_at")
-    return moment
 
 
 def _tags_of(event: Event) -> tuple[tuple[str, int], ...]:

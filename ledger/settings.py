@@ -43,8 +43,8 @@ class Settings(BaseSettings):
 def async_url(url: str) -> URL:
     """Return `url` for SQLAlchemy's async engines.
 
-    `postgresql://…` becomes `postgresql+asyncpg://…` (and its `sslmode`, `ssl`, as that driver has
-    it) and `sqlite://…` `sqlite+aiosqlite://…`; any other database raises SettingsInvalid.
+    `postgresql://…` becomes `postgresql+asyncpg://…` and `sqlite://…` `sqlite+aiosqlite://…`; any
+    other database, and a SQLite without a file, raises SettingsInvalid.
     """
     try:
         parsed = make_url(url)
@@ -52,10 +52,11 @@ def async_url(url: str) -> URL:
         raise SettingsInvalid(f"database URL: {error}") from error
     backend = parsed.drivername.partition("+")[0]
     if backend == "sqlite":
+        if parsed.database in (None, "", ":memory:"):
+            raise SettingsInvalid("database URL: a journal needs a file, as sqlite:///ledger.db")
         return parsed.set(drivername="sqlite+aiosqlite")
     if backend in _ASYNC_DRIVERS:
-        query = {"ssl" if name == "sslmode" else name: text for name, text in parsed.query.items()}
-        return parsed.set(drivername=_ASYNC_DRIVERS[backend], query=query)
+        return parsed.set(drivername=_ASYNC_DRIVERS[backend])
     raise SettingsInvalid(
         f"database URL: {parsed.drivername!r} is not supported; use postgresql:// or sqlite://"
     )

@@ -7,11 +7,11 @@ from typing import Any
 
 from alembic import context
 from sqlalchemy import Connection, pool
-from sqlalchemy.ext.asyncio import create_async_engine
 
 import ledger.schema
 import projections.checkpoints
 import projections.groups  # noqa: F401 - declares the read tables
+from ledger.engine import make_engine
 from ledger.settings import Settings, async_url
 
 config = context.config
@@ -34,7 +34,7 @@ def run(connection: Connection) -> None:
 
 async def run_online() -> None:
     """Connect and migrate."""
-    engine = create_async_engine(url, poolclass=pool.NullPool)
+    engine = make_engine(url, {}, poolclass=pool.NullPool)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(run)

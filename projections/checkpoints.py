@@ -27,14 +27,27 @@ _columns = checkpoints.c
 
 
 class FoldChanged(LedgerError):
-    """The tables of the group were filled by another version of the fold; rebuild them."""
+    """The tables of the group were filled by another version of the fold."""
 
     exit_code = 3
 
     def __init__(self, group: str, stored: str, own: str) -> None:
         super().__init__(
             f"the tables of group {group!r} were filled by version {stored} of the fold, this "
-            f"program has version {own}; run the program that filled them, or rebuild them"
+            f"program has version {own}; run the program that filled them, or empty them and their "
+            "checkpoint and fold them afresh"
+        )
+
+
+class CheckpointAhead(LedgerError):
+    """A group has folded more than the journal holds: the journal lost events, or was tampered."""
+
+    exit_code = 3
+
+    def __init__(self, group: str, checkpoint: int, size: int) -> None:
+        super().__init__(
+            f"group {group!r} is at checkpoint {checkpoint}, beyond the journal's size {size}; "
+            "find out whether the journal was restored from an older copy before anything else"
         )
 
 

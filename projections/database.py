@@ -17,10 +17,10 @@ from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
-    create_async_engine,
 )
 from sqlalchemy.pool import QueuePool
 
+from ledger.engine import make_engine
 from ledger.errors import SchemaMissing, StoreUnavailable
 from ledger.settings import Settings, async_url
 
@@ -133,14 +133,14 @@ def one_line(error: Exception) -> str:
 
 def _make_engine(url: URL, settings: Settings) -> AsyncEngine:
     is_sqlite = url.get_backend_name() == "sqlite"
-    engine = create_async_engine(
+    engine = make_engine(
         url,
+        _sqlite_options(settings) if is_sqlite else _postgres_options(settings),
         pool_size=settings.pool_size,
         max_overflow=settings.pool_overflow,
         pool_pre_ping=True,
         pool_recycle=RECYCLE_SECONDS,
         json_serializer=partial(json.dumps, sort_keys=True, separators=(",", ":")),
-        connect_args=_sqlite_options(settings) if is_sqlite else _postgres_options(settings),
     )
     if is_sqlite:
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)

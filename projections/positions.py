@@ -25,6 +25,7 @@ from projections.projection import Alias, Projection, State, flag
 OPEN, CLOSED, LIQUIDATED = "open", "closed", "liquidated"
 IDS = UUID("6f1c1d8e-52a5-5b0c-9d3f-0d4a4ad1c9f7")
 """The namespace of the ids of cycles."""
+DERIVED = 8
 
 _marks = sa.table("marks", sa.column("journal_id"), sa.column("token"), sa.column("price", AMOUNT))
 
@@ -183,12 +184,18 @@ def _open(
 
 
 def _new_id(state: State, recorded: RecordedEvent, event: Execution) -> UUID:
-    """Return the explicit id the first time it is used, later one that follows from the fill."""
+    """Return the explicit id the first time it is used, later one that follows from the fill.
+
+    Derived ids are UUIDs of version 8, which no explicit one may be: else somebody could choose the
+    id that a later cycle will have.
+    """
     explicit = event.position_id
-    if explicit is not None and state.rows(Position).get(explicit) is None:
+    usable = explicit is not None and explicit.version != DERIVED
+    if explicit is not None and usable and state.rows(Position).get(explicit) is None:
         return explicit
     book = f"{state.journal_name}:{event.user_id}:{event.token}:{explicit or ''}"
-    return uuid5(IDS, f"{book}:{recorded.event_id}")
+    digest = uuid5(IDS, f"{book}:{recorded.event_id}").int
+    return UUID(int=digest & ~(0xF << 76) | DERIVED << 76)
 
 
 def _move(

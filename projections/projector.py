@@ -46,7 +46,14 @@ class Projector:
                 await tables.write(connection, self._group, state)
                 end = size + len(events)
                 await checkpoints.advance(connection, state.journal_id, self._group, end)
+        if not events:
+            await self._check_not_ahead(size)
         return len(events)
+
+    async def _check_not_ahead(self, checkpoint: int) -> None:
+        size = await self._journal.size()
+        if checkpoint > size:
+            raise checkpoints.CheckpointAhead(self._group.name, checkpoint, size)
 
     async def _read(self, start: int, stop: int | None) -> list[RecordedEvent]:
         end = start + self._batch_size if stop is None else min(stop, start + self._batch_size)

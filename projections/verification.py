@@ -11,6 +11,7 @@ from sqlalchemy import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.journal import Journal
+from ledger.schema import journals
 from projections import checkpoints
 from projections.database import Database
 from projections.fold import Group
@@ -51,11 +52,16 @@ class Difference(msgspec.Struct, frozen=True):
 class Verified(msgspec.Struct):
     """What was compared, how many differences there are, and the first of them."""
 
-    events: int = 0
+    sizes: dict[str, int] = msgspec.field(default_factory=dict)
     rows: int = 0
     tables: int = 0
     differences: int = 0
     first: list[Difference] = msgspec.field(default_factory=list)
+
+    @property
+    def events(self) -> int:
+        """The size up to which all groups were compared."""
+        return min(self.sizes.values(), default=0)
 
     def note(self, difference: Difference) -> None:
         """Count a difference and keep it if it is among the first."""
@@ -74,12 +80,39 @@ async def verify(
     result = Verified()
     for group in groups:
         async with database.snapshot() as connection:
-            size = await checkpoints.read(connection, journal.journal_id, group)
+            checkpoint = await checkpoints.read(connection, journal.journal_id, group)
+            size = await _compare_checkpoint(journal, group, checkpoint, result)
             state = await fold_prefix(journal, group, size, advanced)
-            result.events = max(result.events, size)
+            result.sizes[group.name] = size
             for projection in group.projections:
                 await _compare_table(connection, group, projection, state, result)
+                await _find_strays(connection, projection, result)
     return result
+
+
+async def _compare_checkpoint(
+    journal: Journal, group: Group, checkpoint: int, result: Verified
+) -> int:
+    """Return the size to compare at; a checkpoint beyond the journal's end is a difference."""
+    size = await journal.size()
+    if checkpoint > size:
+        found = str(checkpoint)
+        result.note(Difference("checkpoints", group.name, "size", f"at most {size}", found))
+    return min(checkpoint, size)
+
+
+async def _find_strays(
+    connection: AsyncConnection, projection: Projection[Any], result: Verified
+) -> None:
+    """Note rows of journals that do not exist: no journal's comparison would meet them."""
+    table = projection.table
+    known = sa.select(journals.c.journal_id)
+    strays = sa.select(table.c.journal_id, table.c[projection.key]).where(
+        table.c.journal_id.not_in(known)
+    )
+    for journal_id, key in await connection.execute(strays):
+        there = f"has it under journal_id {journal_id}"
+        result.note(Difference(projection.name, as_text(key), None, "no such journal", there))
 
 
 async def _compare_table(

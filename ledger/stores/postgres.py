@@ -13,6 +13,7 @@ import asyncpg
 from sqlalchemy import URL
 
 from ledger.codec import check_journal_name
+from ledger.engine import postgres_dsn
 from ledger.errors import (
     AppendOutcomeUnknown,
     JournalExists,
@@ -65,9 +66,7 @@ class PostgresStore:
 
     def __init__(self, url: URL, settings: Settings, clock: Clock | None = None) -> None:
         """Take the address; connections are made when they are needed."""
-        query = {"sslmode" if name == "ssl" else name: text for name, text in url.query.items()}
-        plain = url.set(drivername="postgresql", query=query)
-        self._dsn = plain.render_as_string(hide_password=False)
+        self._dsn = postgres_dsn(url)
         self._shown = url.render_as_string(hide_password=True)
         self._settings = settings
         self._clock = clock

@@ -24,7 +24,7 @@ from ledger.errors import (
     SchemaMissing,
     StoreUnavailable,
 )
-from ledger.settings import Settings, SettingsInvalid
+from ledger.settings import Settings
 from ledger.sqltypes import text_to_time, time_to_text
 from ledger.stores import Clock, JournalInfo, Outcome, PreparedAppend, SizeAt, StoredEvent
 from ledger.stores.outcomes import each_alone
@@ -56,9 +56,7 @@ class SqliteStore:
 
     def __init__(self, url: URL, settings: Settings, clock: Clock | None = None) -> None:
         """Take the file's address; it is opened when it is needed."""
-        if not url.database or url.database == ":memory:":
-            raise SettingsInvalid("database URL: a journal needs a file, as in sqlite:///ledger.db")
-        self._path = Path(url.database).absolute()
+        self._path = Path(url.database or "").absolute()
         self._settings = settings
         self._clock = clock
         self._writing = _Connections(self._open, 1)

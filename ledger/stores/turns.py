@@ -49,9 +49,18 @@ def turn(database: Path, timeout_seconds: float) -> Iterator[None]:
         yield
 
 
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise StoreUnavailable(
+            f"cannot open {path}, by which processes take turns: {error.strerror}"
+        ) from error
+
+
 @contextmanager
 def _locked(path: Path, deadline: float) -> Iterator[None]:
-    with path.open("ab") as file:
+    with _opened(path) as file:
         # Asking again and again, since waiting in the system could not be given up.
         while not _try_to_lock(file):
             if time.monotonic() > deadline:

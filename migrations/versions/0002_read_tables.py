@@ -99,7 +99,7 @@ def create_users() -> None:
         sa.PrimaryKeyConstraint("journal_id", "user_id", name=op.f("pk_users")),
     )
     op.create_index("ix_users_journal_id_created_at", "users", ["journal_id", "created_at"])
-    op.create_index("uq_users_email", "users", ["journal_id", "email"], unique=True)
+    op.create_index("ix_users_journal_id_email", "users", ["journal_id", "email"])
     op.create_index("ix_users_journal_id_locked_until", "users", ["journal_id", "locked_until"])
     op.create_index("uq_users_username", "users", ["journal_id", "username"], unique=True)
 

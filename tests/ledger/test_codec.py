@@ -144,9 +144,9 @@ def test_equal_times_are_equal_bytes() -> None:
 @pytest.mark.parametrize("moment", [datetime(2026, 1, 1), datetime.min.replace(tzinfo=EAST)])  # noqa: DTZ001
 def test_times_that_cannot_be_stored(moment: datetime) -> None:
     """A time without a zone, or outside the calendar in UTC, cannot get into any event."""
-    with pytest.raises(ValueError, match=r"has no time zone|outside the years"):
+    with pytest.raises(ValueError, match=r"has no time zone|outside 0001-01-02"):
         ledger.domain.users.AccountLocked(user_id=an_id(1), locked_until=moment)
-    with pytest.raises(ValueError, match=r"has no time zone|outside the years"):
+    with pytest.raises(ValueError, match=r"has no time zone|outside 0001-01-02"):
         ledger.domain.api_keys.ApiKeyIssued(
             key_id=an_id(1), user_id=an_id(2), name="n", expires_at=moment
         )

@@ -16,6 +16,7 @@ from projections.fold import Group
 from projections.groups import TRADING
 from projections.model import Model, values_of
 from projections.projection import State
+from projections.projector import Projector
 from projections.replaying import fold_prefix
 
 JOURNAL_ID, JOURNAL = 1, "main"
@@ -98,3 +99,10 @@ async def tables_as_of(
         }
         for each in group.projections
     }
+
+
+async def assert_live_is_replay(journal: Journal, database: Database, group: Group) -> int:
+    """Compare live tables with a replay to their checkpoint; return the checkpoint."""
+    size = await Projector(database, journal, group).checkpoint()
+    assert await live_tables(database, group) == await tables_as_of(journal, group, size)
+    return size

@@ -21,16 +21,9 @@ from projections.fold import Group
 from projections.groups import GROUPS, MARKS, TRADING
 from projections.projector import Projector, wait_visible
 from tests.projections.random_events import random_events
-from tests.projections.support import an_id, append, live_tables, tables_as_of
+from tests.projections.support import an_id, append, assert_live_is_replay
 
 POINTS = 50
-
-
-async def assert_live_is_replay(journal: Journal, database: Database, group: Group) -> int:
-    """Compare live tables with a replay to their checkpoint; return the checkpoint."""
-    size = await Projector(database, journal, group).checkpoint()
-    assert await live_tables(database, group) == await tables_as_of(journal, group, size)
-    return size
 
 
 async def test_live_tables_equal_a_replay_at_any_point(

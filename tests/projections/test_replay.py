@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
@@ -15,13 +16,18 @@ import pytest
 import replay
 from ledger import console
 from ledger.event import Event
-from ledger.journal import open_journal
+from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
 from projections import cli
 from projections.database import Database
-from projections.groups import TABLES, TRADING
+from projections.groups import GROUPS, TABLES, TRADING
+from projections.projector import Projector
+from tests.ledger.support import ROOT, Clock, environment
 from tests.projections.random_events import random_events
-from tests.projections.support import append, tables_as_of
+from tests.projections.support import append, assert_live_is_replay, tables_as_of
+
+POINTS = 50
+MICROSECOND = timedelta(microseconds=1)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -81,6 +87,79 @@ def test_as_of_a_time_counts_the_events_until_then(run: Run, sqlite_url: str) ->
     future = run("replay", "as-of", "--recorded", "2100-01-01T00:00:00+02:00", "--format", "json")
     assert json.loads(future[1])["provisional"]
     assert json.loads(future[1])["size"] == 10
+
+
+async def append_in_time(journal: Journal, clock: Clock, random: Random) -> list[datetime]:
+    """Append a history, some events at the same time; return the times of recording."""
+    events = random_events(random, 300)
+    while events:
+        count = random.randrange(1, 6)
+        await append(journal, events[:count])
+        events = events[count:]
+        clock.move(random.choice((0, 0.000001, 0.5, 60)))
+    return [event.recorded_at async for event in journal.read()]
+
+
+def picked_times(random: Random, recorded: list[datetime]) -> list[datetime]:
+    """Return times in order: before the first, between events, and exactly at some of them."""
+    exact = random.sample(recorded, 15)
+    seconds = (recorded[-1] - recorded[0]).total_seconds()
+    between = [
+        recorded[0] + timedelta(seconds=random.uniform(0, seconds))
+        for _ in range(POINTS - 1 - 3 * len(exact))
+    ]
+    near = [moment + step for moment in exact for step in (-MICROSECOND, MICROSECOND)]
+    return sorted([recorded[0] - timedelta(seconds=1), *exact, *near, *between])
+
+
+async def test_any_time_is_the_size_at_that_time(settings: Settings) -> None:
+    """As of a time are the events recorded until then, and a projector stopped there agrees."""
+    random, clock = Random(8), Clock()
+    async with (
+        open_journal(settings, clock=clock) as journal,
+        Database(settings) as database,
+    ):
+        recorded = await append_in_time(journal, clock, random)
+        assert 50 < len(set(recorded)) < len(recorded)
+        times = picked_times(random, recorded)
+        assert len(times) == POINTS
+        for moment in times:
+            size = (await journal.size_at(moment)).size
+            assert size == sum(each <= moment for each in recorded)
+            for group in GROUPS.values():
+                await Projector(database, journal, group).catch_up(size)
+                assert await assert_live_is_replay(journal, database, group) == size
+
+
+def test_the_program_finds_the_size_at_a_time(database_url: str) -> None:
+    """`replay.py as-of --recorded` at an event's very time holds it and those of the same time."""
+
+    async def work() -> tuple[datetime, int, dict[str, Any]]:
+        settings, clock = Settings(database_url=database_url), Clock()
+        async with open_journal(settings, clock=clock) as journal:
+            recorded = await append_in_time(journal, clock, Random(9))
+            moment = recorded[150]
+            size = sum(each <= moment for each in recorded)
+            return moment, size, await tables_as_of(journal, TRADING, size)
+
+    moment, size, expected = asyncio.run(work())
+    done = subprocess.run(
+        [sys.executable, "replay.py", "as-of", "--recorded", moment.isoformat(), "--format=json"],
+        env=environment(database_url),
+        capture_output=True,
+        check=False,
+        cwd=ROOT,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    answer = json.loads(done.stdout)
+    assert (answer["size"], answer["provisional"]) == (size, False)
+    assert datetime.fromisoformat(answer["recorded_at"]) == moment
+    for name, rows in expected.items():
+        found = {row[TABLES_KEYS[name]]: row for row in answer["tables"][name]}
+        assert found.keys() == {str(key) for key in rows}
+        changed = {key: row["changed_size"] for key, row in found.items()}
+        assert changed == {str(key): row["changed_size"] for key, row in rows.items()}
 
 
 def test_rows_are_chosen_by_their_columns(run: Run, sqlite_url: str) -> None:

@@ -14,10 +14,12 @@ import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ledger.errors import LedgerError
 from ledger.journal import Journal
 from ledger.sqltypes import ExactNumeric, UtcTimestamp
+from projections.checkpoints import checkpoints
 from projections.database import Database
-from projections.groups import GROUPS, TABLES
+from projections.groups import GROUPS, MARKS, TABLES
 from projections.projection import Projection
 from projections.projector import Projector
 from projections.verification import SHOWN_MAX, Verified, verify
@@ -191,3 +193,55 @@ async def test_what_is_no_value_at_all_is_named(
     result = await verified(database, journal)
     assert result.differences >= 5
     assert "nonsense" in str(result.first[0])
+
+
+@pytest.mark.parametrize("group", sorted(GROUPS))
+async def test_a_checkpoint_beyond_the_journal_is_named(
+    group: str, journal: Journal, database: Database, projected: int
+) -> None:
+    """A checkpoint that counts events which do not exist is a difference, and no start."""
+    change = checkpoints.update().where(checkpoints.c.group_name == group)
+    await tamper(database, change.values(size=projected + 5))
+    result = await verified(database, journal)
+    named = [(each.table, each.key, each.column) for each in result.first]
+    assert named == [("checkpoints", group, "size")]
+    assert str(projected + 5) in result.first[0].live
+    projector = Projector(database, journal, GROUPS[group])
+    with pytest.raises(LedgerError) as caught:
+        await projector.catch_up()
+    assert caught.value.exit_code == 3
+    # Events that come later must not be taken for those that the checkpoint counts.
+    await append(journal, random_events(Random(13), 3))
+    with pytest.raises(LedgerError):
+        await projector.catch_up()
+
+
+@pytest.mark.usefixtures("projected")
+async def test_rows_of_no_journal_are_named(journal: Journal, database: Database) -> None:
+    """A row whose journal does not exist belongs to no fold, and is named in each table."""
+    added: dict[str, str] = {}
+    for name, group in TABLES.items():
+        projection = next(each for each in group.projections if each.name == name)
+        table = projection.table
+        key, _, _ = await pick(database, projection, "changed_size")
+        values = [sa.literal(99), *(c for c in table.columns if c.name != "journal_id")]
+        columns = ["journal_id", *(c.name for c in table.columns if c.name != "journal_id")]
+        copied = sa.select(*values).where(table.c[projection.key] == key)
+        await tamper(database, table.insert().from_select(columns, copied))
+        added[name] = str(key)
+    result = await verified(database, journal)
+    assert result.differences == len(TABLES)
+    assert {each.table for each in result.first} == set(TABLES)
+    for each in result.first:
+        assert added[each.table] in each.key or "99" in each.key
+
+
+@pytest.mark.usefixtures("projected")
+async def test_what_is_verified_are_the_events_that_all_groups_have(
+    journal: Journal, database: Database
+) -> None:
+    """A group that is ahead does not make more events count as verified."""
+    await append(journal, random_events(Random(12), 50))
+    await Projector(database, journal, MARKS).catch_up()
+    result = await verified(database, journal)
+    assert (result.differences, result.events) == (0, 250)

@@ -100,7 +100,7 @@ def _buffer_output() -> None:
     Without one, Python takes it for done when the system has taken a part of what is printed.
     """
     raw = getattr(sys.stdout, "buffer", None)
-    if isinstance(raw, io.RawIOBase):
+    if sys.stdout is sys.__stdout__ and isinstance(raw, io.RawIOBase):
         buffer = io.BufferedWriter(raw)
         sys.stdout = io.TextIOWrapper(buffer, encoding="utf-8", line_buffering=True)
 
@@ -111,7 +111,7 @@ def _flush(code: str | int | None) -> str | int | None:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if not isinstance(error, BrokenPipeError):
+        if not isinstance(error, BrokenPipeError) and code != ENVIRONMENT:
             print(f"cannot print: {error.strerror}", file=sys.stderr)
             return ENVIRONMENT
     return code

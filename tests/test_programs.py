@@ -9,13 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 import pytest
 from sqlalchemy import make_url
 
+from ledger import console
 from tests.ledger.support import ROOT, an_id, environment, ledger, opened
 
 MODULE, REPLAY = (sys.executable, "-m"), (sys.executable, str(ROOT / "replay.py"))
@@ -170,3 +171,17 @@ def test_migrating_nothing_is_refused(url: str, tmp_path: Path) -> None:
     assert b"Traceback" not in done.stderr
     assert b"a journal needs a file" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_that_gets_lost_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that swallows the first cancellation, as drivers may, is cancelled again."""
+    monkeypatch.setattr(console, "INSIST_SECONDS", 0.01)
+
+    async def work() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await asyncio.Event().wait()
+
+    with pytest.raises(asyncio.CancelledError):
+        console.run(work())

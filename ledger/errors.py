@@ -86,6 +86,49 @@ class TooManyEvents(ConditionFailed):
         self.window_seconds = window_seconds
 
 
+class InvalidCommand(LedgerError):
+    """A command cannot be carried out by anybody at any time: a value of it is wrong.
+
+    `field` names the value. Nothing was stored.
+    """
+
+    def __init__(self, command: str, field: str, reason: str) -> None:
+        super().__init__(f"{command}.{field}: {reason}")
+        self.command = command
+        self.field = field
+        self.reason = reason
+
+
+class CommandRefused(LedgerError):
+    """The command does not fit the state that it met; nothing was stored.
+
+    `command` and `state` name the two, `subject` what the command was for (a stream or a book).
+    """
+
+    def __init__(self, command: str, subject: str, state: str, reason: str) -> None:
+        super().__init__(f"{subject}: {command} is refused in state {state}: {reason}")
+        self.command = command
+        self.subject = subject
+        self.state = state
+        self.reason = reason
+
+
+class Contended(LedgerError):
+    """Others changed what a command depends on each time it was decided; nothing was stored.
+
+    Try again later; if it happens often, too many commands go to one stream.
+    """
+
+    def __init__(self, command: str, subject: str, tries: int) -> None:
+        super().__init__(
+            f"{subject}: {command} was decided {tries} times and each time something that it "
+            "depends on changed before it was stored; try again"
+        )
+        self.command = command
+        self.subject = subject
+        self.tries = tries
+
+
 class EventIdConflict(LedgerError):
     """The event id is known with other content, or only a part of the append is known."""
 

@@ -71,7 +71,7 @@ class Event(
 
     def __post_init__(self) -> None:
         """Bring amounts and times into their one stored form, so that equal means equal bytes."""
-        for name, normalise in _normalisers(type(self)):
+        for name, normalise in normalisers(type(self)):
             value = getattr(self, name)
             if value is not None:
                 msgspec.structs.force_setattr(self, name, normalise(value))
@@ -175,10 +175,10 @@ def utc(moment: datetime) -> datetime:
 
 
 @cache
-def _normalisers(event_type: type[Event]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
-    """Return the fields of `event_type` that have a single stored form, each with its function."""
-    hints = typing.get_type_hints(event_type)
-    found = ((name, _normaliser(hints[name])) for name in event_type.__struct_fields__)
+def normalisers(struct: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[Any], Any]], ...]:
+    """Return the fields of `struct` that have a single stored form, each with its function."""
+    hints = typing.get_type_hints(struct)
+    found = ((name, _normaliser(hints[name])) for name in struct.__struct_fields__)
     return tuple((name, function) for name, function in found if function is not None)
 
 

@@ -168,6 +168,40 @@ class Journal:
             if wanted := [event for event in chunk if start <= event.offset < stop]:
                 yield wanted
 
+    async def read_stream(self, stream: str, after_version: int = 0) -> list[RecordedEvent]:
+        """Return the events of one stream above a version, all of them, in order."""
+        found: list[RecordedEvent] = []
+        while True:
+            last = found[-1].version if found else after_version
+            chunk = await self.store.read_stream(self.journal_id, stream, last, CHUNK_SIZE)
+            found += _decoded(chunk)
+            if len(chunk) < CHUNK_SIZE:
+                return found
+
+    async def read_tagged(self, tag: str, after: int = -1) -> list[RecordedEvent]:
+        """Return the events that carry a tag, claimed and released ones too, above an offset."""
+        found: list[RecordedEvent] = []
+        while True:
+            last = found[-1].offset if found else after
+            chunk = await self.store.read_tagged(self.journal_id, tag, last, CHUNK_SIZE)
+            found += _decoded(chunk)
+            if len(chunk) < CHUNK_SIZE:
+                return found
+
+    async def holder(self, tag: str) -> str | None:
+        """Return the stream that holds a claimed tag (a username), None where it is free."""
+        held: str | None = None
+        for recorded in await self.read_tagged(tag):
+            if tag in recorded.event.claims():
+                held = recorded.stream
+            elif recorded.stream == held and tag in recorded.event.releases():
+                held = None
+        return held
+
+    def now(self) -> datetime:
+        """Return the time by the clock that the journal was opened with, else by this machine's."""
+        return self.store.now()
+
     async def size(self) -> int:
         """Return the number of events in the journal."""
         return await self.store.size(self.journal_id)

@@ -116,6 +116,12 @@ class Store(Protocol):
         """Return up to `limit` events of one stream above a version, in order."""
         ...
 
+    async def read_tagged(
+        self, journal_id: int, tag: str, after_offset: int, limit: int
+    ) -> list[StoredEvent]:
+        """Return up to `limit` events that carry a tag, of whatever kind, above an offset."""
+        ...
+
     async def size(self, journal_id: int) -> int:
         """Return the number of events in the journal."""
         ...
@@ -130,6 +136,10 @@ class Store(Protocol):
 
     async def create_journal(self, name: str) -> JournalInfo:
         """Make a journal; JournalExists for a name that is taken, InvalidEvent for a bad one."""
+        ...
+
+    def now(self) -> datetime:
+        """Return the time by the clock that the store was given, else by this machine's."""
         ...
 
     def write_turn(self) -> AbstractAsyncContextManager[None]:

@@ -49,6 +49,12 @@ _READ = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 ORDER BY "offset" """  # noqa: S608
 _READ_STREAM = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = $1 AND stream = $2 AND version > $3 ORDER BY version LIMIT $4"""  # noqa: S608
+_READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
+        SELECT DISTINCT "offset" AS tagged FROM event_tags
+        WHERE journal_id = $1 AND tag = $2 AND "offset" > $3 ORDER BY "offset" LIMIT $4
+    ) t CROSS JOIN LATERAL (
+        SELECT * FROM events e WHERE e.journal_id = $1 AND e."offset" = t.tagged
+    ) e ORDER BY tagged"""  # noqa: S608
 _JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
 _BACKEND = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _TERMINATE = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -108,6 +114,13 @@ class PostgresStore:
         rows = await self._fetch(_READ_STREAM, journal_id, stream, after_version, limit)
         return [StoredEvent(*row) for row in rows]
 
+    async def read_tagged(
+        self, journal_id: int, tag: str, after_offset: int, limit: int
+    ) -> list[StoredEvent]:
+        """Return up to `limit` events that carry a tag above an offset, in order."""
+        rows = await self._fetch(_READ_TAGGED, journal_id, tag, after_offset, limit)
+        return [StoredEvent(*row) for row in rows]
+
     async def size(self, journal_id: int) -> int:
         """Return the number of events in the journal."""
         [row] = await self._fetch("SELECT size FROM journals WHERE journal_id = $1", journal_id)
@@ -139,6 +152,10 @@ class PostgresStore:
             raise JournalExists(name) from error
         [row] = await self._fetch(f"{_JOURNAL} WHERE name = $1", name)
         return JournalInfo(*row)
+
+    def now(self) -> datetime:
+        """Return the time by the clock that the store was given, else by this machine's."""
+        return self._clock() if self._clock else datetime.now(UTC)
 
     def write_turn(self) -> AbstractAsyncContextManager[None]:
         """Do nothing: PostgreSQL's lock queue is fair."""

@@ -44,6 +44,10 @@ _READ = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = ? AND "offset" >= ? AND "offset" < ? ORDER BY "offset" """  # noqa: S608
 _READ_STREAM = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = ? AND stream = ? AND version > ? ORDER BY version LIMIT ?"""  # noqa: S608
+_READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
+        SELECT DISTINCT "offset" AS tagged FROM event_tags
+        WHERE journal_id = ?1 AND tag = ?2 AND "offset" > ?3 ORDER BY "offset" LIMIT ?4
+    ) JOIN events ON journal_id = ?1 AND "offset" = tagged ORDER BY tagged"""  # noqa: S608
 _JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
 
 
@@ -102,7 +106,7 @@ class SqliteStore:
     ) -> list[Outcome]:
         connection.execute("BEGIN IMMEDIATE")
         try:
-            outcomes = Batch(connection, journal_id, self._now()).run(batch)
+            outcomes = Batch(connection, journal_id, self.now()).run(batch)
         except BaseException:
             if connection.in_transaction:  # a full disk has ended it already
                 connection.execute("ROLLBACK")
@@ -123,6 +127,13 @@ class SqliteStore:
     ) -> list[StoredEvent]:
         """Return up to `limit` events of one stream above a version, in order."""
         rows = await self._fetch(_READ_STREAM, journal_id, stream, after_version, limit)
+        return [_stored_event(*row) for row in rows]
+
+    async def read_tagged(
+        self, journal_id: int, tag: str, after_offset: int, limit: int
+    ) -> list[StoredEvent]:
+        """Return up to `limit` events that carry a tag above an offset, in order."""
+        rows = await self._fetch(_READ_TAGGED, journal_id, tag, after_offset, limit)
         return [_stored_event(*row) for row in rows]
 
     async def size(self, journal_id: int) -> int:
@@ -147,7 +158,7 @@ class SqliteStore:
             connection = connections.current()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                batch = Batch(connection, journal_id, self._now())
+                batch = Batch(connection, journal_id, self.now())
             finally:
                 connection.execute("ROLLBACK")
         return batch.size, batch.now
@@ -171,6 +182,10 @@ class SqliteStore:
         except sqlite3.IntegrityError as error:
             raise JournalExists(name) from error
         return next(journal for journal in await self.journals() if journal.name == name)
+
+    def now(self) -> datetime:
+        """Return the time by the clock that the store was given, else by this machine's."""
+        return self._clock() if self._clock else datetime.now(UTC)
 
     @contextlib.asynccontextmanager
     async def write_turn(self) -> AsyncIterator[None]:
@@ -208,9 +223,6 @@ class SqliteStore:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         return connection
-
-    def _now(self) -> datetime:
-        return self._clock() if self._clock else datetime.now(UTC)
 
     async def _fetch(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         return await self._guarded(self._reading.run(_execute, sql, arguments))

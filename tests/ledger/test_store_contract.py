@@ -592,3 +592,42 @@ async def test_journal_names_are_checked_by_every_door(database_url: str, name: 
     with pytest.raises(InvalidEvent, match="journal name"):
         await store.create_journal(name)
     await store.close()
+
+
+async def test_events_are_found_by_tag(database_url: str) -> None:
+    """Tagged events come in order, each once, from any offset on and in any number."""
+    async with opened(database_url) as journal:
+        await journal.append([note(f"s{n}", tagged=("t",)) for n in range(3)])
+        await journal.append(note("other", tagged=("u",)))
+        await journal.append(note("s", tagged=("t", "u"), claimed=("t",), released=("t",)))
+        assert [event.offset for event in await journal.read_tagged("t")] == [0, 1, 2, 4]
+        assert [event.offset for event in await journal.read_tagged("t", after=1)] == [2, 4]
+        assert await journal.read_tagged("never") == []
+        few = await journal.store.read_tagged(journal.journal_id, "t", -1, 2)
+        assert [stored.offset for stored in few] == [0, 1]
+
+
+async def test_a_stream_is_read_from_any_version_on(database_url: str) -> None:
+    """A long stream is read whole, however many pieces it takes."""
+    async with opened(database_url) as journal:
+        for start in range(0, 1200, 600):
+            await journal.append([note("long", str(n)) for n in range(start, start + 600)])
+        assert len(await journal.read_stream("long")) == 1200
+        assert [event.version for event in await journal.read_stream("long", 1197)] == [
+            1198,
+            1199,
+            1200,
+        ]
+
+
+async def test_the_holder_of_a_claim_is_known(database_url: str) -> None:
+    """A tag is held from its claim to its release by the holder; other releases change nothing."""
+    async with opened(database_url) as journal:
+        assert await journal.holder("name") is None
+        await journal.append(note("first", claimed=("name",)))
+        await journal.append(note("other", released=("name",)))
+        assert await journal.holder("name") == "first"
+        await journal.append(note("first", released=("name",)))
+        assert await journal.holder("name") is None
+        await journal.append(note("second", claimed=("name",)))
+        assert await journal.holder("name") == "second"

@@ -22,8 +22,9 @@ from projections.cli import JournalOption, opened
 from projections.groups import GROUPS, TABLES
 from projections.model import ReadModel, values_of
 from projections.projection import Projection
-from projections.rendering import as_text, plain_row
+from projections.rendering import as_text, plain, plain_row
 from projections.replaying import fold_prefix
+from projections.trial_balance import TrialBalance, folded_balance, live_balance
 from projections.verification import Verified
 from projections.verification import verify as verify_tables
 
@@ -178,14 +179,20 @@ async def _point(journal: Journal, size: int | None, moment: datetime | None) ->
 
 
 def _print_json(journal: str, point: Point, rows: Tables) -> None:
+    answer = _described(journal, point)
+    answer["tables"] = {name: [plain_row(row) for row in found] for name, found in rows.items()}
+    print(json.dumps(answer))
+
+
+def _described(journal: str, point: Point) -> dict[str, Any]:
+    """Return the point for JSON."""
     answer: dict[str, Any] = {"journal": journal, "size": point.size}
     if point.recorded_at is not None:
         answer |= {
             "recorded_at": time_to_text(point.recorded_at),
             "provisional": point.provisional,
         }
-    answer["tables"] = {name: [plain_row(row) for row in found] for name, found in rows.items()}
-    print(json.dumps(answer))
+    return answer
 
 
 def _print_tables(journal: str, point: Point, rows: Tables) -> None:
@@ -194,10 +201,14 @@ def _print_tables(journal: str, point: Point, rows: Tables) -> None:
         print(f"\n{name}: {len(found)} rows")
         shown = [_shown(row) for row in found]
         columns = [c for c in (shown[0] if shown else ()) if any(row[c] != "-" for row in shown)]
-        lines = [columns, *([row[column] for column in columns] for row in shown)]
-        widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-        for line in lines if shown else ():
-            print("  ".join(map(str.ljust, line, widths)).rstrip())
+        _print_aligned([columns, *([row[column] for column in columns] for row in shown)])
+
+
+def _print_aligned(lines: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first line names the columns; nothing if there is nothing below it."""
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    for line in lines if len(lines) > 1 else ():
+        print("  ".join(map(str.ljust, line, widths)).rstrip())
 
 
 def _shown(row: ReadModel) -> dict[str, str]:
@@ -249,6 +260,67 @@ async def _verify(name: str | None) -> Verified:
     async with opened(name) as (journal, database):
         with _progress(None) as advanced:
             return await verify_tables(database, journal, GROUPS.values(), advanced)
+
+
+@app.command("trial-balance")
+def trial_balance(
+    size: Annotated[int | None, typer.Option(help="After this many events.", min=0)] = None,
+    recorded: Annotated[
+        str | None, typer.Option(help="At this time, such as 2026-11-23T14:38:00Z.")
+    ] = None,
+    live: Annotated[bool, typer.Option("--live", help="Of the tables, not of a fold.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    journal: JournalOption = None,
+) -> None:
+    """Add up all postings (of the whole journal by default) and hold them against positions."""
+    if (size is not None) + (recorded is not None) + live > 1:
+        raise InvalidRequest("give one of --size, --recorded and --live")
+    moment = None if recorded is None else _parsed_time(recorded)
+    name, point, found = console.run(_trial_balance(size, moment, journal, of_tables=live))
+    if as_json:
+        _print_balance_json(name, point, found)
+    else:
+        _print_balance(name, point, found)
+    if found.faults:
+        raise typer.Exit(1)
+
+
+async def _trial_balance(
+    size: int | None, moment: datetime | None, name: str | None, *, of_tables: bool
+) -> tuple[str, Point, TrialBalance]:
+    """Return the journal's name, the point and the balance."""
+    async with opened(name) as (journal, database):
+        if of_tables:
+            found = await live_balance(database, journal)
+            return journal.name, Point(found.size), found
+        if size is None and moment is None:
+            size = await journal.size()
+        point = await _point(journal, size, moment)
+        with _progress(point.size * 2) as advanced:
+            return journal.name, point, await folded_balance(journal, point.size, advanced)
+
+
+def _print_balance_json(journal: str, point: Point, found: TrialBalance) -> None:
+    answer = _described(journal, point)
+    answer |= {"postings": found.postings, "books": found.books}
+    answer["balances"] = [
+        {"account": each.account, "currency": each.currency, "amount": plain(each.amount)}
+        for each in found.balances
+    ]
+    answer["totals"] = {currency: plain(total) for currency, total in found.totals.items()}
+    answer["faults"] = [str(fault) for fault in found.faults]
+    print(json.dumps(answer))
+
+
+def _print_balance(journal: str, point: Point, found: TrialBalance) -> None:
+    print(f"journal {journal} as of {point}\n")
+    rows = [(each.account, each.currency, as_text(each.amount)) for each in found.balances]
+    rows += [("total", currency, as_text(total)) for currency, total in found.totals.items()]
+    _print_aligned([("account", "currency", "amount"), *rows])
+    for fault in found.faults:
+        print(fault)
+    result = f"faults: {len(found.faults):,}" if found.faults else "balanced, as the positions are"
+    print(f"\n{result} (postings: {found.postings:,}, books: {found.books:,})")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,10 @@ class Decider(Generic[C, S]):
         self.decide = decide
         self.evolve = evolve
 
+    def take(self, state: S, recorded: RecordedEvent) -> S:
+        """Return what a recorded event leads to; who needs its envelope overrides this."""
+        return self.evolve(state, recorded.event)
+
 
 class Loaded(msgspec.Struct, Generic[S], frozen=True):
     """A state, and the last event that went into it (version 0 and offset -1: none)."""
@@ -177,7 +181,7 @@ class Deciding:
     ) -> Loaded[S]:
         state = known.state
         for recorded in events:
-            state = decider.evolve(state, recorded.event)
+            state = decider.take(state, recorded)
         loaded = known
         if events:
             loaded = Loaded(state, known.version + len(events), events[-1].offset)
@@ -204,8 +208,8 @@ class Deciding:
 
         async def attempt() -> Done[S]:
             loaded = await self.load(decider, stream)
-            conditions = await guard() if guard else ()
             try:
+                conditions = await guard() if guard else ()
                 events = tuple(decider.decide(command, loaded.state))
                 if not events:
                     return Done(events, loaded.state)

@@ -32,6 +32,11 @@ class Settings(BaseSettings):
     append_timeout_seconds: float = Field(30, gt=0)
     statement_timeout_seconds: float = Field(60, gt=0)
     queue_events_max: int = Field(100_000, ge=1)
+    login_failures_max: int = Field(5, ge=1, le=1000)
+    login_attempt_seconds: float = Field(30, gt=0, le=3600)
+    lockout_seconds: float = Field(900, gt=0, le=31_536_000)
+    password_threads: int = Field(2, ge=1, le=64)
+    password_queue_max: int = Field(1000, ge=0)
 
     @property
     def migration_url(self) -> str:

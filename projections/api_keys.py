@@ -76,9 +76,10 @@ def _issued(state: State, recorded: RecordedEvent, event: ApiKeyIssued) -> None:
 
 @api_keys.on(ApiKeyRotated)
 def _rotated(state: State, recorded: RecordedEvent, event: ApiKeyRotated) -> None:
+    """A rotation never lets a key live longer."""
     row = state.rows(ApiKey).edit(event.key_id, recorded)
     if row is not None:
-        row.expires_at = event.expires_at
+        row.expires_at = min(event.expires_at, row.expires_at or event.expires_at)
 
 
 @api_keys.on(ApiKeyRevoked)

@@ -7,13 +7,19 @@ from projections.fold import Group
 from projections.marks import marks
 from projections.orders import orders
 from projections.positions import positions
+from projections.postings import book_balances, postings
 from projections.security_audit_logs import security_audit_logs
 from projections.users import users
 
-TRADING = Group("trading", users, api_keys, positions, orders, security_audit_logs)
+TRADING = Group(
+    "trading", users, api_keys, positions, orders, security_audit_logs, fold_version="2"
+)
 """The five tables with foreign keys between them: a join of them is always at one size."""
 
 MARKS = Group("marks", marks)
 
-GROUPS = {group.name: group for group in (TRADING, MARKS)}
+POSTINGS = Group("postings", book_balances, postings)
+"""Double entry, kept apart from the positions that it is held against."""
+
+GROUPS = {group.name: group for group in (TRADING, MARKS, POSTINGS)}
 TABLES = {each.name: group for group in GROUPS.values() for each in group.projections}

@@ -1,7 +1,7 @@
 """Orders: what users asked for and what the venue did with it.
 
-Facts that do not fit are folded all the same and counted in `flags`: `unknown_order:<event>` (never
-placed), `after_<status>:<event>` (the order was finished), `overfill`, and others.
+Stages and statuses are those of `ledger.domain.order_stages`, which the decider uses too. Facts
+that do not fit are folded all the same and counted in `flags`; docs/order-states.md lists them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,27 @@ import sqlalchemy as sa
 from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ledger.domain.order_stages import (
+    ENDED,
+    EXECUTED,
+    PARTIALLY_FILLED,
+    PENDING,
+    STATUSES,
+    amended,
+    leaves,
+    names,
+    reaches,
+    step,
+)
 from ledger.domain.orders import (
     Action,
     Execution,
     FillBusted,
+    FillConflicted,
     OrderAccepted,
     OrderCancelled,
+    OrderCancelPending,
+    OrderCancelRejected,
     OrderDoneForDay,
     OrderEvent,
     OrderExpired,
@@ -29,23 +44,29 @@ from ledger.domain.orders import (
     OrderPlaced,
     OrderRejected,
     OrderReplaced,
+    OrderReplacePending,
+    OrderReplaceRejected,
     OrderRestated,
+    OrderStopped,
     OrderTriggered,
     OrderType,
     TimeInForce,
     position_tag,
 )
 from ledger.event import RecordedEvent
+from ledger.sqltypes import OFFSET
 from projections.model import AMOUNT, PRODUCT, Flags, TimedModel, exact, one_of, refers_to
-from projections.numbers import ZERO, bounded, short
+from projections.numbers import CONTEXT, ZERO, bounded, short
 from projections.projection import Projection, State, flag
 
-PENDING, PARTIALLY_FILLED, EXECUTED = "pending", "partially_filled", "executed"
-FAILED, CANCELLED, EXPIRED = "failed", "cancelled", "expired"
-STATUSES = (PENDING, PARTIALLY_FILLED, EXECUTED, FAILED, CANCELLED, EXPIRED)
-ENDED = frozenset((FAILED, CANCELLED, EXPIRED))
-"""Statuses that stay whatever comes; the others follow from the quantities."""
+__all__ = ["EXECUTED", "PARTIALLY_FILLED", "PENDING", "Order", "orders"]
 
+INEXACT = "inexact_amount"
+"""Flags an order whose sums have as many digits as are kept: it has no exact integers."""
+
+BUY = Action.BUY
+EXACT_DIGITS_MAX = CONTEXT.prec - 1
+_UNITS = [Decimal(1).scaleb(-places) for places in range(100)]
 BASIS_POINTS = 10_000
 
 
@@ -53,7 +74,11 @@ class Order(TimedModel):
     """An order; `order_type` is NULL if it is known only from the venue's facts.
 
     `quantity` is in the token, `amount` in the quote currency. A buy spends `amount_in` of the
-    quote currency and gets `amount_out` of the token, a sell the other way round, before fees.
+    quote currency and gets `amount_out` of the token, a sell the other way round, before fees;
+    `raw_amount_…` are the same as exact integers, times 10 to the power of `amount_…_decimals`.
+    `status` is the platform's name of the state, `ord_status` FIX's, `stage` what both follow from.
+    `book` is what the fills of an order that may only reduce will move.
+    `fees` are in the quote currency, `other_fees` the sums in third currencies.
     """
 
     __tablename__ = "orders"
@@ -71,14 +96,23 @@ class Order(TimedModel):
     amount_in: Mapped[Decimal | None] = mapped_column(PRODUCT)
     amount_out: Mapped[Decimal | None] = mapped_column(PRODUCT)
     price: Mapped[Decimal | None] = mapped_column(AMOUNT)
+    reference_price: Mapped[Decimal | None] = mapped_column(AMOUNT)
     trigger_price: Mapped[Decimal | None] = mapped_column(AMOUNT)
     time_in_force: Mapped[str | None] = mapped_column(sa.String(20))
     expires_at: Mapped[datetime | None]
     reduce_only: Mapped[bool] = mapped_column(default=False)
+    closes_position_id: Mapped[UUID | None]
+    book: Mapped[str | None]
+    placed_size: Mapped[int | None] = mapped_column(OFFSET)
     fees: Mapped[Decimal | None] = mapped_column(PRODUCT)
+    other_fees: Mapped[dict[str, str]] = mapped_column(default=dict)
     slippage_bps: Mapped[int | None] = mapped_column(sa.BigInteger)
     slippage_actual: Mapped[Decimal | None] = mapped_column(AMOUNT)
     status: Mapped[str] = mapped_column(sa.String(20), default=PENDING)
+    ord_status: Mapped[str] = mapped_column(sa.String(20), default="PendingNew")
+    stage: Mapped[int] = mapped_column(default=0)
+    leaves_quantity: Mapped[Decimal | None] = mapped_column(AMOUNT)
+    venue_order_id: Mapped[str | None]
     transaction_signature: Mapped[str | None]
     executed_at: Mapped[datetime | None]
     failed_reason: Mapped[str | None] = mapped_column(sa.Text)
@@ -90,6 +124,10 @@ class Order(TimedModel):
     exact_filled_quantity: Mapped[Decimal] = exact(ZERO)
     exact_notional: Mapped[Decimal] = exact(ZERO)
     exact_fees: Mapped[Decimal] = exact(ZERO)
+    raw_amount_in: Mapped[Decimal | None] = exact(None)
+    raw_amount_out: Mapped[Decimal | None] = exact(None)
+    amount_in_decimals: Mapped[int | None]
+    amount_out_decimals: Mapped[int | None]
 
     user: Mapped[Any] = relationship("User", viewonly=True, lazy="raise")
     position: Mapped[Any] = relationship("Position", viewonly=True, lazy="raise")
@@ -108,36 +146,73 @@ class Order(TimedModel):
         Index(None, "journal_id", "status", "created_at"),
         Index(None, "journal_id", "created_at"),
         Index(None, "journal_id", "transaction_signature"),
+        Index(None, "journal_id", "venue_order_id"),
+        Index(None, "journal_id", "book"),
+        Index(None, "journal_id", "closes_position_id"),
     )
 
     @property
     def is_finished(self) -> bool:
-        """Whether nothing more is expected to happen to the order."""
-        return self.status == EXECUTED or self.status in ENDED
+        """Whether the order was filled, or has ended otherwise."""
+        return self.status not in (PENDING, PARTIALLY_FILLED)
+
+    @property
+    def total_value(self) -> Decimal | None:
+        """The order's value in the quote currency, before fees.
+
+        What was filled, at the prices of the fills; before the first fill, what was asked for: the
+        amount, or quantity times limit price. None where there is no price either.
+        """
+        if self.exact_filled_quantity > 0:
+            return self.exact_notional
+        if self.amount is not None:
+            return self.amount
+        if self.exact_quantity is None or self.exact_price is None:
+            return None
+        return CONTEXT.multiply(self.exact_quantity, self.exact_price)
+
+    @property
+    def fill_ratio(self) -> Decimal | None:
+        """The filled part of what was ordered, 1 for all of it; None where that is not known."""
+        done, target = self.exact_filled_quantity, self.exact_quantity
+        if target is None:
+            done, target = self.exact_notional, self.amount
+        return CONTEXT.divide(done, target) if target else None
 
 
 def _derived(row: Order) -> dict[str, Decimal | None]:
     filled, notional = row.exact_filled_quantity, row.exact_notional
     average = notional / filled if filled else None
-    spent, got = (notional, filled) if row.action == Action.BUY else (filled, notional)
+    is_known, is_buy = row.action is not None, row.action == BUY
+    spent, got = (notional, filled) if is_buy else (filled, notional)
     return {
         "quantity": row.exact_quantity,
         "price": row.exact_price,
         "filled_quantity": filled,
+        "leaves_quantity": leaves(row.stage, _is_filled(row), filled, row.exact_quantity),
         "average_fill_price": average,
-        "amount_in": spent if row.action else None,
-        "amount_out": got if row.action else None,
+        "amount_in": spent if is_known else None,
+        "amount_out": got if is_known else None,
+        "raw_amount_in": _raw(row, spent, row.amount_in_decimals),
+        "raw_amount_out": _raw(row, got, row.amount_out_decimals),
         "fees": row.exact_fees,
         "slippage_actual": _slippage(row, average),
     }
 
 
+def _raw(row: Order, amount: Decimal, decimals: int | None) -> Decimal | None:
+    """Return the amount as an integer, None where it has none that is exact."""
+    if decimals is None or INEXACT in row.flags:
+        return None
+    return amount.scaleb(decimals)
+
+
 def _slippage(row: Order, average: Decimal | None) -> Decimal | None:
-    """Return basis points from the limit price to the average fill; positive is adverse."""
-    reference = row.exact_price
+    """Return basis points from the reference, or else the limit price; positive is adverse."""
+    reference = row.reference_price or row.exact_price
     if average is None or not reference or row.action is None:
         return None
-    side = 1 if row.action == Action.BUY else -1
+    side = 1 if row.action == BUY else -1
     return side * (average - reference) / reference * BASIS_POINTS
 
 
@@ -148,16 +223,13 @@ orders = Projection(Order, derived=_derived)
 def _placed(state: State, recorded: RecordedEvent, event: OrderPlaced) -> None:
     """Take the order's terms; facts may have come before it. Only the first placing counts."""
     rows = state.rows(Order)
-    row = rows.edit(event.order_id, recorded)
-    if row is None:
-        row = rows.add(event.order_id, recorded)
-    elif row.order_type is not None:
-        flag(row, "placed_again")
-        return
-    else:
-        flag(row, "placed_late")
-    _take_terms(state, row, event)
-    _settle(row, recorded)
+    row = rows.edit(event.order_id, recorded) or rows.add(event.order_id, recorded)
+    is_first = row.order_type is None
+    _step(row, OrderPlaced)
+    if is_first:
+        row.placed_size = recorded.offset + 1
+        _take_terms(state, row, event)
+        _settle(row, recorded)
 
 
 def _take_terms(state: State, row: Order, event: OrderPlaced) -> None:
@@ -165,10 +237,16 @@ def _take_terms(state: State, row: Order, event: OrderPlaced) -> None:
     if row.user_id is None:
         flag(row, "unknown_user")
     row.position_id = row.position_id or state.reference("positions", event.position_id)
+    if event.reduce_only:
+        row.book = short(position_tag(event.user_id, event.token, event.position_id))
+    if row.action not in (None, event.action):
+        sold, bought = row.amount_out_decimals, row.amount_in_decimals
+        row.amount_in_decimals, row.amount_out_decimals = sold, bought
     row.token, row.action, row.order_type = short(event.token), event.action, event.order_type
     row.exact_quantity, row.amount, row.exact_price = event.quantity, event.amount, event.price
-    row.trigger_price, row.time_in_force = event.trigger_price, event.time_in_force
-    row.expires_at, row.reduce_only = event.expires_at, event.reduce_only
+    row.reference_price, row.trigger_price = event.reference_price, event.trigger_price
+    row.time_in_force, row.expires_at = event.time_in_force, event.expires_at
+    row.reduce_only, row.closes_position_id = event.reduce_only, event.closes_position_id
     row.slippage_bps, row.strategy = bounded(event.slippage_bps), short(event.strategy)
     row.extra_data = event.extra_data
 
@@ -176,39 +254,95 @@ def _take_terms(state: State, row: Order, event: OrderPlaced) -> None:
 def _fact(state: State, recorded: RecordedEvent, event: OrderEvent) -> Order:
     """Return the row that a venue's fact is about, made from the fact if need be."""
     rows = state.rows(Order)
-    row = rows.edit(event.order_id, recorded) or rows.add(event.order_id, recorded)
-    if row.order_type is None:
-        flag(row, f"unknown_order:{type(event).__name__}")
-    return row
+    return rows.edit(event.order_id, recorded) or rows.add(event.order_id, recorded)
 
 
-def _flag_if_finished(row: Order, event: OrderEvent) -> None:
-    if row.status == EXECUTED or row.status in ENDED:
-        flag(row, f"after_{row.status}:{type(event).__name__}")
+def _is_filled(row: Order) -> bool:
+    return reaches(row.exact_filled_quantity, row.exact_notional, row.exact_quantity, row.amount)
 
 
-@orders.on(OrderAccepted, OrderTriggered, OrderDoneForDay)
-def _noted(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
-    """Nothing that a row shows changes, but the fact is on record."""
-    _flag_if_finished(_fact(state, recorded, event), event)
+def _step(row: Order, event_type: type[OrderEvent]) -> None:
+    """Move the stage by an event, with the quantities before it, and count it if it misfits."""
+    row.stage, misfit, row.ord_status, row.status = step(
+        row.stage, event_type, row.exact_filled_quantity > 0, _is_filled(row)
+    )
+    if misfit is not None:
+        flag(row, misfit)
+
+
+def _settle(row: Order, recorded: RecordedEvent) -> None:
+    """Name the state that the stage and other quantities add up to."""
+    has_fills, is_filled = row.exact_filled_quantity > 0, _is_filled(row)
+    row.ord_status, row.status = names(row.stage, has_fills, is_filled)
+    if row.status == EXECUTED:
+        row.executed_at = row.executed_at or recorded.occurred_at
+    elif not row.stage & ENDED:
+        row.executed_at = None
+
+
+@orders.on(
+    OrderAccepted,
+    OrderTriggered,
+    OrderStopped,
+    OrderDoneForDay,
+    OrderReplacePending,
+    OrderReplaceRejected,
+    OrderCancelPending,
+    OrderCancelRejected,
+)
+def _reported(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
+    """Take what the venue says of the order's state."""
+    row = _fact(state, recorded, event)
+    _step(row, type(event))
+    if isinstance(event, OrderAccepted):
+        row.venue_order_id = short(event.venue_order_id) or row.venue_order_id
+
+
+@orders.on(OrderCancelled, OrderExpired, OrderRejected, OrderFailed)
+def _ended(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
+    """End the order; one that is finished already stays as it is."""
+    row = _fact(state, recorded, event)
+    had_ended = row.stage & ENDED
+    _step(row, type(event))
+    if row.stage & ENDED and not had_ended and isinstance(event, OrderRejected | OrderFailed):
+        row.failed_reason = event.reason
+
+
+@orders.on(OrderReplaced, OrderRestated)
+def _amended(state: State, recorded: RecordedEvent, event: OrderReplaced | OrderRestated) -> None:
+    """Take the new terms; an order that has all of its new quantity is executed."""
+    row = _fact(state, recorded, event)
+    _step(row, type(event))
+    row.exact_quantity = amended(row.exact_quantity, event)
+    if isinstance(event, OrderRestated):
+        flag(row, "restated")
+    elif event.price is not None:
+        row.exact_price = +event.price
+    _check_overfill(row)
+    _settle(row, recorded)
+
+
+@orders.on(FillConflicted)
+def _conflicted(state: State, recorded: RecordedEvent, event: FillConflicted) -> None:
+    """Count it: somebody has to find out which of the reports is right."""
+    row = _fact(state, recorded, event)
+    _step(row, FillConflicted)
+    flag(row, "fill_conflicted")
 
 
 @orders.on(OrderFilled, FillBusted)
 def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
     """Move the quantities, whatever the status: a late fill is real."""
     row = _fact(state, recorded, event)
+    _step(row, type(event))
     if event.quantity <= 0:
         flag(row, "quantity_not_positive")
-        return
-    _match(state, row, event)
-    _book(row, event)
-    done, target = _progress(row)
-    if target is not None and done > target:
-        flag(row, "overfill")
-    row.transaction_signature = short(event.transaction_signature) or row.transaction_signature
-    row.position_id = row.position_id or _cycle(state, recorded, event)
-    if row.status in ENDED:
-        _flag_if_finished(row, event)
+    else:
+        _match(state, row, event)
+        _book(row, event)
+        _book_fee(row, event)
+        row.transaction_signature = short(event.transaction_signature) or row.transaction_signature
+        row.position_id = row.position_id or _cycle(state, recorded, event)
     _settle(row, recorded)
 
 
@@ -228,18 +362,63 @@ def _is_of_another(row: Order, event: Execution) -> bool:
 
 def _book(row: Order, event: Execution) -> None:
     """Add the fill to the order's sums, or take a busted one back out."""
-    quantity, fee = +event.quantity, ZERO if event.fee is None else +event.fee
-    if event.fee_currency == event.token:
-        fee = fee * event.price
-    elif event.fee_currency is not None:
-        fee = ZERO
-        flag(row, "fee_in_other_currency")
+    quantity, notional = +event.quantity, event.notional()
+    if row.action == BUY:
+        row.amount_in_decimals = _places(notional, row.amount_in_decimals)
+        row.amount_out_decimals = _places(quantity, row.amount_out_decimals)
+    else:
+        row.amount_in_decimals = _places(quantity, row.amount_in_decimals)
+        row.amount_out_decimals = _places(notional, row.amount_out_decimals)
     if isinstance(event, FillBusted):
-        quantity, fee = -quantity, -fee
+        quantity, notional = -quantity, -notional
         flag(row, "fill_busted")
     row.exact_filled_quantity += quantity
-    row.exact_notional += quantity * event.price
-    row.exact_fees += fee
+    row.exact_notional += notional
+    _check_sums(row)
+
+
+def _check_sums(row: Order) -> None:
+    """Flag what is odd about the sums; with too many digits some may have been rounded away."""
+    filled, notional = row.exact_filled_quantity, row.exact_notional
+    spent, got = (notional, filled) if row.action == BUY else (filled, notional)
+    spent_digits = spent.adjusted() + (row.amount_in_decimals or 0)
+    got_digits = got.adjusted() + (row.amount_out_decimals or 0)
+    if spent_digits >= EXACT_DIGITS_MAX or got_digits >= EXACT_DIGITS_MAX:
+        flag(row, INEXACT)
+    if filled < 0:
+        flag(row, "more_busted_than_filled")
+    _check_overfill(row)
+
+
+def _check_overfill(row: Order) -> None:
+    """Count that more is filled than was ordered."""
+    done, target = row.exact_filled_quantity, row.exact_quantity
+    if target is None:
+        done, target = row.exact_notional, row.amount
+    if target is not None and done > target:
+        flag(row, "overfill")
+
+
+def _places(amount: Decimal, known: int | None) -> int:
+    """Return the number of places of an amount, or the known one if that is larger."""
+    if known is not None and amount.same_quantum(_UNITS[known]):
+        return known  # as good as always, and much faster than taking the number apart
+    exponent = amount.as_tuple().exponent
+    return max(known or 0, -exponent if isinstance(exponent, int) else 0)
+
+
+def _book_fee(row: Order, event: Execution) -> None:
+    """Add the fee, or take it back out: in the quote currency, or among those of others."""
+    if event.fee is None:
+        return
+    fee = -event.fee if isinstance(event, FillBusted) else +event.fee
+    if event.fee_currency is None:
+        row.exact_fees += fee
+    elif event.fee_currency == event.token:
+        row.exact_fees += fee * event.price
+    else:
+        total = Decimal(row.other_fees.get(event.fee_currency, ZERO)) + fee
+        row.other_fees[event.fee_currency] = format(total, "f")
 
 
 def _cycle(state: State, recorded: RecordedEvent, event: Execution) -> UUID | None:
@@ -247,55 +426,7 @@ def _cycle(state: State, recorded: RecordedEvent, event: Execution) -> UUID | No
     if event.user_id is None:
         return None
     book = position_tag(event.user_id, event.token, event.position_id)
-    position = state.tables["positions"].find(book)
+    position = state.tables["positions"].find("book", book)
     if position is None or position.changed_size != recorded.offset + 1:
         return None
     return position.position_id if position.token == short(event.token) else None
-
-
-def _progress(row: Order) -> tuple[Decimal, Decimal | None]:
-    """Return how much is done and how much was asked for, in the unit of the order."""
-    if row.exact_quantity is None and row.amount is not None:
-        return row.exact_notional, row.amount
-    return row.exact_filled_quantity, row.exact_quantity
-
-
-def _settle(row: Order, recorded: RecordedEvent) -> None:
-    """Let the status follow from the quantities, unless the order has ended otherwise."""
-    if row.status in ENDED:
-        return
-    done, target = _progress(row)
-    if target is not None and row.exact_filled_quantity > 0 and done >= target:
-        row.status = EXECUTED
-        row.executed_at = row.executed_at or recorded.occurred_at
-    else:
-        row.status = PARTIALLY_FILLED if row.exact_filled_quantity > 0 else PENDING
-        row.executed_at = None
-
-
-@orders.on(OrderReplaced, OrderRestated)
-def _amended(state: State, recorded: RecordedEvent, event: OrderReplaced | OrderRestated) -> None:
-    """Take the new terms; an order that has all of its new quantity is executed."""
-    row = _fact(state, recorded, event)
-    _flag_if_finished(row, event)
-    if event.quantity is not None:
-        row.exact_quantity = +event.quantity
-    if isinstance(event, OrderReplaced):
-        row.exact_price = row.exact_price if event.price is None else +event.price
-    else:
-        flag(row, "restated")
-        if event.quantity is None and event.quantity_change and row.exact_quantity is not None:
-            row.exact_quantity += event.quantity_change
-    _settle(row, recorded)
-
-
-@orders.on(OrderCancelled, OrderExpired, OrderRejected, OrderFailed)
-def _ended(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
-    """End the order; one that is finished already stays as it is."""
-    row = _fact(state, recorded, event)
-    if row.status == EXECUTED or row.status in ENDED:
-        _flag_if_finished(row, event)
-    elif isinstance(event, OrderRejected | OrderFailed):
-        row.status, row.failed_reason = FAILED, event.reason
-    else:
-        row.status = CANCELLED if isinstance(event, OrderCancelled) else EXPIRED

@@ -1,31 +1,57 @@
 """Positions: average-cost books that follow from fills, one row per cycle.
 
 A cycle opens with a fill from flat and closes at exactly zero; the next fill opens another row.
+
+A bust moves the book back by what its fill did, at the fill's own price. What had increased the
+position leaves the cost with what it brought in; what had reduced it comes back at the price it
+went for, and the gain that was realised then stays realised. So size, fees, and gains (realised and
+at any mark) together are what they would be without the fill. Where other fills have come in
+between, a bust may close or flip the position; it does so at its price, as any fill would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from decimal import Decimal
-from typing import Any
-from uuid import UUID, uuid5
+from decimal import Decimal, localcontext
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import sqlalchemy as sa
 from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, column_property, mapped_column, relationship
 
-from ledger.domain.orders import Action, Execution, FillBusted, OrderFilled, position_tag
-from ledger.domain.positions import PositionEvent, PositionLiquidated, ProtectionSet
+from ledger.domain.orders import (
+    Execution,
+    FillBusted,
+    OrderCancelled,
+    OrderEvent,
+    OrderExpired,
+    OrderFailed,
+    OrderFilled,
+    OrderPlaced,
+    OrderRejected,
+    OrderReplaced,
+    OrderRestated,
+    position_tag,
+)
+from ledger.domain.positions import (
+    Effect,
+    PositionEvent,
+    PositionLiquidated,
+    ProtectionSet,
+    cycle_id,
+    effect_of,
+)
 from ledger.event import Event, RecordedEvent
+from ledger.sqltypes import OFFSET
 from projections.model import AMOUNT, PRODUCT, Flags, TimedModel, exact, one_of, refers_to
-from projections.numbers import ZERO, short
+from projections.numbers import CONTEXT, ZERO, short
 from projections.projection import Alias, Projection, State, flag
+from projections.rendering import amount_text
 
 OPEN, CLOSED, LIQUIDATED = "open", "closed", "liquidated"
-IDS = UUID("6f1c1d8e-52a5-5b0c-9d3f-0d4a4ad1c9f7")
-"""The namespace of the ids of cycles."""
-DERIVED = 8
+PERCENT = 100
 
 _marks = sa.table("marks", sa.column("journal_id"), sa.column("token"), sa.column("price", AMOUNT))
 
@@ -33,14 +59,20 @@ _marks = sa.table("marks", sa.column("journal_id"), sa.column("token"), sa.colum
 class Position(TimedModel):
     """One cycle of a position. `size` is signed, `cost_basis` is |size| * average entry price.
 
-    `realized_pnl` is gross; `net_pnl` is what remains of it after `fees`. `book` names what fills
-    net into: a user's token, or an explicit position when hedging.
+    `realized_pnl` is gross; `net_pnl` is what remains of it after `fees`, which are in the quote
+    currency; `other_fees` has decimal text by third currency. `book` names what fills net into: a
+    user's token, or an explicit position when hedging. `owner_id` is the user whose fills it takes,
+    `user_id` is the same where that user is known.
+
+    `armed_size` is the journal's size after the event that armed the levels, NULL without levels;
+    `closing_order_id` is the protective order that is at work to close the position.
     """
 
     __tablename__ = "positions"
 
     position_id: Mapped[UUID] = mapped_column(primary_key=True)
     user_id: Mapped[UUID | None]
+    owner_id: Mapped[UUID | None]
     token: Mapped[str | None]
     book: Mapped[str]
     size: Mapped[Decimal | None] = mapped_column(AMOUNT)
@@ -55,6 +87,9 @@ class Position(TimedModel):
     closed_at: Mapped[datetime | None]
     strategy: Mapped[str | None]
     extra_data: Mapped[dict[str, Any] | None]
+    other_fees: Mapped[dict[str, str]] = mapped_column(default=dict)
+    armed_size: Mapped[int | None] = mapped_column(OFFSET)
+    closing_order_id: Mapped[UUID | None]
     flags: Mapped[Flags] = mapped_column(default=dict)
     cost_basis: Mapped[Decimal] = exact()
     exact_size: Mapped[Decimal] = exact()
@@ -63,6 +98,8 @@ class Position(TimedModel):
     exact_fees: Mapped[Decimal] = exact()
 
     orders: Mapped[list[Any]] = relationship("Order", viewonly=True, lazy="raise")
+    if TYPE_CHECKING:
+        current_price: Mapped[Decimal | None]
 
     __table_args__ = (
         refers_to("user_id", "users.user_id"),
@@ -79,12 +116,64 @@ class Position(TimedModel):
         Index(None, "journal_id", "token", "status"),
         Index(None, "journal_id", "opened_at"),
         Index(None, "journal_id", "closed_at"),
+        Index(None, "journal_id", "closing_order_id"),
     )
 
     @property
     def is_open(self) -> bool:
         """Whether fills still move this cycle."""
         return self.status == OPEN
+
+    @property
+    def is_liquidated(self) -> bool:
+        """Whether the venue closed this cycle."""
+        return self.status == LIQUIDATED
+
+    @property
+    def entry_value(self) -> Decimal:
+        """What the open position cost, or brought in if it is short, in the quote currency."""
+        return self.cost_basis
+
+    @property
+    def position_value(self) -> Decimal | None:
+        """What the open position is worth at the mark, short or long; None without a mark."""
+        if self.current_price is None:
+            return None
+        with localcontext(CONTEXT):
+            return abs(self.exact_size) * self.current_price
+
+    @property
+    def pnl(self) -> Decimal | None:
+        """The gain that is not realised, at the mark, before fees; None without a mark."""
+        if self.current_price is None:
+            return None
+        with localcontext(CONTEXT):
+            return self.exact_size * self.current_price - signed_cost(self)
+
+    @property
+    def pnl_pct(self) -> Decimal | None:
+        """The same in percent of the entry value; None without a mark or an entry value."""
+        pnl = self.pnl
+        if pnl is None or self.entry_value == 0:
+            return None
+        with localcontext(CONTEXT):
+            return pnl / self.entry_value * PERCENT
+
+    @property
+    def should_stop_loss(self) -> bool | None:
+        """Whether the mark has reached the stop loss; None without a mark or a level."""
+        return self._is_reached(self.stop_loss, is_upwards=self.exact_size < 0)
+
+    @property
+    def should_take_profit(self) -> bool | None:
+        """Whether the mark has reached the take profit; None without a mark or a level."""
+        return self._is_reached(self.take_profit, is_upwards=self.exact_size > 0)
+
+    def _is_reached(self, level: Decimal | None, *, is_upwards: bool) -> bool | None:
+        mark = self.current_price
+        if mark is None or level is None:
+            return None
+        return self.is_open and (mark >= level if is_upwards else mark <= level)
 
 
 Position.current_price = column_property(
@@ -98,6 +187,11 @@ Position.current_price = column_property(
 )
 
 
+def signed_cost(row: Position) -> Decimal:
+    """Return what the open position cost: negative where a short one brought it in."""
+    return row.cost_basis if row.exact_size > 0 else -row.cost_basis
+
+
 def _derived(row: Position) -> dict[str, Decimal | None]:
     return {
         "size": row.exact_size,
@@ -106,6 +200,10 @@ def _derived(row: Position) -> dict[str, Decimal | None]:
         "fees": row.exact_fees,
         "net_pnl": row.exact_realized_pnl - row.exact_fees,
     }
+
+
+ENDINGS = (OrderRejected, OrderCancelled, OrderExpired, OrderFailed)
+AMENDMENTS = (OrderReplaced, OrderRestated)
 
 
 def _books(event: Event) -> Iterable[str]:
@@ -119,9 +217,26 @@ def _explicit_book(position_id: UUID) -> str:
     return f"position:{position_id}"
 
 
+def _cycles_to_close(event: Event) -> Iterable[UUID]:
+    """Name the cycle that a new order is to close."""
+    if not isinstance(event, OrderPlaced) or event.closes_position_id is None:
+        return ()
+    return (event.closes_position_id,)
+
+
+def _orders_at_work(event: Event) -> Iterable[UUID]:
+    """Name the order that may be at work to close a cycle, and may end with `event`."""
+    return (event.order_id,) if isinstance(event, (OrderFilled, *ENDINGS, *AMENDMENTS)) else ()
+
+
 positions = Projection(
     Position,
-    alias=Alias("book", Position.status == OPEN, _books),
+    # The book is last: by it the open cycle must be found, whatever else is in memory.
+    aliases=[
+        Alias("position_id", _cycles_to_close),
+        Alias("closing_order_id", _orders_at_work),
+        Alias("book", _books, Position.status == OPEN),
+    ],
     derived=_derived,
 )
 
@@ -129,115 +244,82 @@ positions = Projection(
 @positions.on(OrderFilled, FillBusted)
 def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
     """Move the book of the fill; the bust of a fill moves it back."""
-    if event.user_id is None or event.quantity <= 0:
+    if event.quantity <= 0:
         return
-    row = _open_cycle(state, position_tag(event.user_id, event.token, event.position_id))
-    size, fee = _effect(event)
+    if event.user_id is not None:
+        _trade(state, recorded, event, event.user_id)
+    if isinstance(event, OrderFilled):
+        order = state.look_up("orders", event.order_id)
+        _end_if_done(state, recorded, event, _leaves(order, event))
+
+
+def _trade(state: State, recorded: RecordedEvent, event: Execution, user_id: UUID) -> None:
+    row = _open_cycle(state, position_tag(user_id, event.token, event.position_id))
+    effect = effect_of(event)
     if row is None:
-        _open(state, recorded, event, size, fee)
-    elif _is_of_another(row, event):
+        _open(state, recorded, event, effect)
+    elif (row.token, row.owner_id) != (short(event.token), user_id):
+        # An explicit position is named by a fill in another token or of another user.
         flag(state.rows(Position).touch(row, recorded), "fill_of_another")
     else:
-        _move(state, recorded, event, row, size, fee)
-
-
-def _effect(event: Execution) -> tuple[Decimal, Decimal]:
-    """Return the signed change of size, and the fee in the quote currency.
-
-    A fee in the token is taken out of what is held, as if sold at the price of the fill.
-    """
-    size = +event.quantity if event.action == Action.BUY else -event.quantity
-    fee = ZERO if event.fee is None else +event.fee
-    if event.fee_currency == event.token:
-        size, fee = size - fee, fee * event.price
-    elif event.fee_currency is not None:
-        fee = ZERO
-    return (-size, -fee) if isinstance(event, FillBusted) else (size, fee)
+        _move(state, recorded, event, row, effect)
 
 
 def _open_cycle(state: State, book: str) -> Position | None:
-    row = state.rows(Position).find(book)
+    row = state.rows(Position).find("book", book)
     return row if row is not None and row.status == OPEN else None
 
 
-def _is_of_another(row: Position, event: Execution) -> bool:
-    """Whether an explicit position is claimed by a fill in another token or of another user."""
-    return row.token != short(event.token) or row.user_id not in (None, event.user_id)
-
-
-def _open(
-    state: State, recorded: RecordedEvent, event: Execution, size: Decimal, fee: Decimal
-) -> None:
+def _open(state: State, recorded: RecordedEvent, event: Execution, effect: Effect) -> None:
     """Begin a cycle, unless the token's fee left nothing to hold."""
-    if size == 0 or event.user_id is None:
+    if effect.size == 0 or event.user_id is None:
         return
-    order = state.look_up("orders", event.order_id)
-    row = state.rows(Position).add(
-        _new_id(state, recorded, event),
+    rows, order = state.rows(Position), state.look_up("orders", event.order_id)
+    is_first = event.position_id is None or rows.get(event.position_id) is None
+    row = rows.add(
+        cycle_id(state.journal_name, recorded.event_id, event, is_first=is_first),
         recorded,
         book=position_tag(event.user_id, event.token, event.position_id),
+        owner_id=event.user_id,
         token=short(event.token),
         opened_at=recorded.occurred_at,
         strategy=None if order is None else order.strategy,
     )
-    _increase(state, event, row, size, fee)
-
-
-def _new_id(state: State, recorded: RecordedEvent, event: Execution) -> UUID:
-    """Return the explicit id the first time it is used, later one that follows from the fill.
-
-    Derived ids are UUIDs of version 8, which no explicit one may be: else somebody could choose the
-    id that a later cycle will have.
-    """
-    explicit = event.position_id
-    usable = explicit is not None and explicit.version != DERIVED
-    if explicit is not None and usable and state.rows(Position).get(explicit) is None:
-        return explicit
-    book = f"{state.journal_name}:{event.user_id}:{event.token}:{explicit or ''}"
-    digest = uuid5(IDS, f"{book}:{recorded.event_id}").int
-    return UUID(int=digest & ~(0xF << 76) | DERIVED << 76)
+    _increase(state, event, row, effect)
 
 
 def _move(
-    state: State,
-    recorded: RecordedEvent,
-    event: Execution,
-    row: Position,
-    size: Decimal,
-    fee: Decimal,
+    state: State, recorded: RecordedEvent, event: Execution, row: Position, effect: Effect
 ) -> None:
     """Increase, reduce, close or flip the open cycle."""
     state.rows(Position).touch(row, recorded)
-    if size * row.exact_size >= 0:
-        _increase(state, event, row, size, fee)
-    elif abs(size) < abs(row.exact_size):
-        _reduce(state, event, row, size, fee)
+    if effect.size * row.exact_size >= 0:
+        _increase(state, event, row, effect)
+    elif abs(effect.size) < abs(row.exact_size):
+        _reduce(state, event, row, effect)
     else:
-        rest = size + row.exact_size
-        closing_fee = fee - fee * rest / size
-        _note(state, event, row)
-        _close(row, recorded, +event.price, closing_fee, CLOSED)
-        _open(state, recorded, event, rest, fee - closing_fee)
+        closing, opening = effect.split(effect.size + row.exact_size)
+        _note(state, event, row, closing)
+        _close(state, recorded, row, closing.value, CLOSED)
+        _open(state, recorded, event, opening)
 
 
-def _increase(state: State, event: Execution, row: Position, size: Decimal, fee: Decimal) -> None:
-    _note(state, event, row)
-    row.exact_size += size
-    row.cost_basis += abs(size) * event.price
+def _increase(state: State, event: Execution, row: Position, effect: Effect) -> None:
+    _note(state, event, row, effect)
+    row.exact_size += effect.size
+    row.cost_basis += effect.value if row.exact_size > 0 else -effect.value
     row.exact_entry_price = row.cost_basis / abs(row.exact_size)
-    row.exact_fees += fee
 
 
-def _reduce(state: State, event: Execution, row: Position, size: Decimal, fee: Decimal) -> None:
+def _reduce(state: State, event: Execution, row: Position, effect: Effect) -> None:
     """Take out a part: at the average cost, or at its own where a fill is taken back."""
-    _note(state, event, row)
-    proceeds = abs(size) * event.price
+    _note(state, event, row, effect)
+    proceeds = -effect.value if row.exact_size > 0 else effect.value
     undone = isinstance(event, FillBusted)
-    cost = proceeds if undone else row.cost_basis * abs(size) / abs(row.exact_size)
+    cost = proceeds if undone else row.cost_basis * abs(effect.size) / abs(row.exact_size)
     row.exact_realized_pnl += _gain(row, proceeds - cost)
     row.cost_basis -= cost
-    row.exact_size += size
-    row.exact_fees += fee
+    row.exact_size += effect.size
     if undone:
         row.exact_entry_price = row.cost_basis / abs(row.exact_size)
 
@@ -248,26 +330,33 @@ def _gain(row: Position, difference: Decimal) -> Decimal:
 
 
 def _close(
-    row: Position, recorded: RecordedEvent, price: Decimal, fee: Decimal, status: str
+    state: State, recorded: RecordedEvent, row: Position, value: Decimal, status: str
 ) -> None:
-    """End the cycle at `price`; its last entry price stays to be read."""
-    proceeds = abs(row.exact_size) * price
-    row.exact_realized_pnl += _gain(row, proceeds - row.cost_basis)
+    """End the cycle for this signed value; its last entry price stays to be read."""
+    row.exact_realized_pnl -= value + signed_cost(row)
     row.exact_size = row.cost_basis = ZERO
-    row.exact_fees += fee
     row.status = status
     row.closed_at = recorded.occurred_at
+    row.armed_size = None
+    state.rows(Position).rename(row, "closing_order_id", None)
 
 
-def _note(state: State, event: Execution, row: Position) -> None:
-    """Set the owner once they are known, and flag what is odd about the fill."""
+def _note(state: State, event: Execution, row: Position, effect: Effect) -> None:
+    """Book the fees, set the owner once they are known, and flag what is odd about the fill."""
+    row.exact_fees += effect.fee
     row.user_id = state.reference("users", event.user_id)
     if row.user_id is None:
         flag(row, "unknown_user")
     if event.fee_currency not in (None, event.token):
         flag(row, "fee_in_other_currency")
+        _add_other_fee(row, str(event.fee_currency), effect.other_fee)
     if isinstance(event, FillBusted):
         flag(row, "fill_busted")
+
+
+def _add_other_fee(row: Position, currency: str, fee: Decimal) -> None:
+    total = Decimal(row.other_fees.get(currency, "0")) + fee
+    row.other_fees = {**row.other_fees, currency: amount_text(total)}
 
 
 @positions.on(ProtectionSet)
@@ -275,14 +364,21 @@ def _protected(state: State, recorded: RecordedEvent, event: ProtectionSet) -> N
     row = _target(state, recorded, event)
     if row is not None:
         row.stop_loss, row.take_profit = event.stop_loss, event.take_profit
+        _arm(row, recorded)
+
+
+def _arm(row: Position, recorded: RecordedEvent) -> None:
+    """Let marks that come after `recorded` reach the levels, if there are any."""
+    has_level = row.stop_loss is not None or row.take_profit is not None
+    row.armed_size = recorded.offset + 1 if has_level else None
 
 
 @positions.on(PositionLiquidated)
 def _liquidated(state: State, recorded: RecordedEvent, event: PositionLiquidated) -> None:
     row = _target(state, recorded, event)
     if row is not None:
-        fee = ZERO if event.fee is None else +event.fee
-        _close(row, recorded, +event.price, fee, LIQUIDATED)
+        row.exact_fees += ZERO if event.fee is None else +event.fee
+        _close(state, recorded, row, -row.exact_size * event.price, LIQUIDATED)
 
 
 def _target(state: State, recorded: RecordedEvent, event: PositionEvent) -> Position | None:
@@ -296,3 +392,56 @@ def _target(state: State, recorded: RecordedEvent, event: PositionEvent) -> Posi
         return row
     flag(row, f"after_{row.status}:{type(event).__name__}")
     return None
+
+
+@positions.on(OrderPlaced)
+def _placed(state: State, recorded: RecordedEvent, event: OrderPlaced) -> None:
+    """Note the order that closes an armed cycle, if placing is the first that is known of it."""
+    if event.closes_position_id is None or state.look_up("orders", event.order_id) is not None:
+        return
+    rows = state.rows(Position)
+    row = rows.find("position_id", event.closes_position_id)
+    if row is not None and row.armed_size is not None and row.closing_order_id is None:
+        rows.rename(rows.touch(row, recorded), "closing_order_id", event.order_id)
+
+
+@positions.on(*ENDINGS)
+def _order_ended(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
+    _end_if_done(state, recorded, event, ZERO)
+
+
+@positions.on(*AMENDMENTS)
+def _order_amended(
+    state: State, recorded: RecordedEvent, event: OrderReplaced | OrderRestated
+) -> None:
+    order = state.look_up("orders", event.order_id)
+    wanted = None if order is None else order.exact_quantity
+    if event.quantity is not None:
+        wanted = +event.quantity
+    elif wanted is not None and isinstance(event, OrderRestated):
+        wanted += event.quantity_change or ZERO
+    if order is not None and wanted is not None:
+        _end_if_done(state, recorded, event, wanted - order.exact_filled_quantity)
+
+
+def _leaves(order: Any, event: OrderFilled) -> Decimal | None:
+    """Return what is left of an order after a fill, in its own unit; None if that is not known."""
+    if order is None:
+        return None
+    leaves: Decimal | None = None
+    if order.exact_quantity is not None:
+        leaves = order.exact_quantity - order.exact_filled_quantity - event.quantity
+    elif order.amount is not None:
+        leaves = order.amount - order.exact_notional - event.notional()
+    return leaves
+
+
+def _end_if_done(
+    state: State, recorded: RecordedEvent, event: OrderEvent, leaves: Decimal | None
+) -> None:
+    """Arm the levels again where the closing order has nothing left and the cycle is still open."""
+    rows = state.rows(Position)
+    row = rows.find("closing_order_id", event.order_id)
+    if row is not None and leaves is not None and leaves <= 0:
+        rows.rename(rows.touch(row, recorded), "closing_order_id", None)
+        _arm(row, recorded)

@@ -7,7 +7,7 @@ loads and writes them batch by batch, a replay begins with none and keeps them a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Generic, TypeVar, cast
 from uuid import UUID
@@ -28,14 +28,14 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 
 
 class Alias(msgspec.Struct, frozen=True):
-    """Another way to find a row: by `column`, among the rows that meet `where`.
+    """Another way to find a row: by `column`, among the rows that meet `where` (all, if None).
 
     `wanted` names the values which the fold of an event may look up.
     """
 
     column: str
-    where: ColumnElement[bool]
-    wanted: Callable[[Event], Iterable[str]]
+    wanted: Callable[[Event], Iterable[Hashable]]
+    where: ColumnElement[bool] | None = None
 
 
 class Projection(Generic[Model]):
@@ -49,7 +49,7 @@ class Projection(Generic[Model]):
         self,
         model: type[Model],
         *,
-        alias: Alias | None = None,
+        aliases: Sequence[Alias] = (),
         derived: Callable[[Model], dict[str, Decimal | None]] | None = None,
         append_only: bool = False,
     ) -> None:
@@ -59,7 +59,7 @@ class Projection(Generic[Model]):
         self.columns = tuple(self.table.columns.keys())
         self.key = next(c.name for c in self.table.primary_key if c.name != "journal_id")
         self.row = row_type(model)
-        self.alias = alias
+        self.aliases = tuple(aliases)
         self.append_only = append_only
         self.handlers: dict[type[Event], Handler] = {}
         self._derived = derived
@@ -87,7 +87,8 @@ class Projection(Generic[Model]):
         if self._derived is not None:
             kept = {name: n for name, n in _flags(row).items() if AMOUNT_TOO_LARGE not in name}
             for name, value in self._derived(row).items():
-                fitting = None if value is None else self._fits[name](value)
+                fit = None if value is None else self._fits.get(name)
+                fitting = value if value is None or fit is None else fit(value)
                 setattr(row, name, fitting)
                 if fitting is None and value is not None:
                     kept[AMOUNT_TOO_LARGE + name] = 1
@@ -103,7 +104,9 @@ class Rows(Generic[Model]):
         self.journal_id = journal_id
         self.changed: dict[Hashable, Model] = {}
         self._by_key: dict[Hashable, Model] = {}
-        self._by_alias: dict[str, Model] = {}
+        self._by_alias: dict[str, dict[Hashable, Model]] = {
+            alias.column: {} for alias in projection.aliases
+        }
         self._first = {"created_at", "updated_at"} & set(projection.columns)
         self._later = self._first - {"created_at"}
 
@@ -117,9 +120,16 @@ class Rows(Generic[Model]):
         """Return the row with this key, to look at."""
         return self._by_key.get(key)
 
-    def find(self, alias: str) -> Model | None:
-        """Return the latest row with this alias, to look at."""
-        return self._by_alias.get(alias)
+    def find(self, column: str, value: Hashable) -> Model | None:
+        """Return the latest row that has this value in an alias column, to look at."""
+        return self._by_alias[column].get(value)
+
+    def rename(self, row: Model, column: str, value: Hashable) -> None:
+        """Give a row another value in an alias column."""
+        self._by_alias[column].pop(getattr(row, column), None)
+        setattr(row, column, value)
+        if value is not None:
+            self._by_alias[column][value] = row
 
     def edit(self, key: Hashable, recorded: RecordedEvent) -> Model | None:
         """Return the row with this key, to change because of `recorded`."""
@@ -145,8 +155,9 @@ class Rows(Generic[Model]):
     def put(self, row: Model) -> None:
         """Take in a row as it is; one that is here already stays."""
         row = self._by_key.setdefault(getattr(row, self.projection.key), row)
-        if self.projection.alias is not None:
-            self._by_alias[getattr(row, self.projection.alias.column)] = row
+        for column, rows in self._by_alias.items():
+            if (value := getattr(row, column)) is not None:
+                rows[value] = row
 
 
 class State:

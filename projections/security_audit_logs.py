@@ -18,12 +18,21 @@ from ledger.domain.api_keys import (
     ApiKeyRotated,
     ApiKeyUsed,
 )
-from ledger.domain.orders import OrderCancelRequested, OrderPlaced, OrderReplaceRequested
+from ledger.domain.orders import (
+    OrderCancelRejected,
+    OrderCancelRequested,
+    OrderFailed,
+    OrderPlaced,
+    OrderRejected,
+    OrderReplaceRejected,
+    OrderReplaceRequested,
+)
 from ledger.domain.positions import PositionLiquidated, ProtectionSet
 from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
     EmailChanged,
+    LoginAttempted,
     LoginFailed,
     LoginSucceeded,
     PasswordChanged,
@@ -45,6 +54,7 @@ ACTIONS: dict[type[Event], str] = {
     EmailChanged: "change_email",
     PermissionsChanged: "change_permissions",
     RolesChanged: "change_roles",
+    LoginAttempted: "attempt_login",
     LoginSucceeded: "login",
     LoginFailed: "login",
     AccountLocked: "lock",
@@ -58,12 +68,31 @@ ACTIONS: dict[type[Event], str] = {
     ApiKeyUsed: "use_key",
     ApiKeyRefused: "use_key",
     OrderPlaced: "place_order",
+    OrderRejected: "place_order",
+    OrderFailed: "place_order",
     OrderCancelRequested: "cancel_order",
+    OrderCancelRejected: "cancel_order",
     OrderReplaceRequested: "replace_order",
+    OrderReplaceRejected: "replace_order",
     ProtectionSet: "protect_position",
     PositionLiquidated: "liquidate_position",
 }
-"""The events that are audited, and what was done (uses of a key name their own action)."""
+"""The events that are audited, and what was done (uses of a key name their own action).
+
+A login has two rows, the attempt and its outcome, with one `attempt_id` in their details. An
+attempt whose process died has no outcome until another login finds it, and must be seen all the
+same. One that is refused without a look at the password is only an outcome.
+"""
+
+FAILURES = (
+    LoginFailed,
+    ApiKeyRefused,
+    OrderRejected,
+    OrderFailed,
+    OrderCancelRejected,
+    OrderReplaceRejected,
+)
+"""What was asked for and did not happen."""
 
 OWNERS = {"key_id": "api_keys", "order_id": "orders", "position_id": "positions"}
 """Tables whose rows say which user an event without a user id is about."""
@@ -119,7 +148,7 @@ def _audited(state: State, recorded: RecordedEvent, event: Event) -> None:
         ip_address=recorded.metadata.ip_address,
         resource=short((use and use.resource) or recorded.stream),
         action=short((use and use.action) or ACTIONS[type(event)]),
-        success=not isinstance(event, LoginFailed | ApiKeyRefused),
+        success=not isinstance(event, FAILURES),
         details=_details(event),
         request_id=short(recorded.metadata.request_id),
     )

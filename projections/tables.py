@@ -25,8 +25,7 @@ async def load(connection: AsyncConnection, state: State, events: Sequence[Recor
             continue
         keys = {key for each in events if (key := projection.wanted(each.event)) is not None}
         await _load(connection, rows, projection.table.c[projection.key], keys)
-        if projection.alias is not None:
-            alias = projection.alias
+        for alias in projection.aliases:
             names = {name for each in events for name in alias.wanted(each.event)}
             await _load(connection, rows, projection.table.c[alias.column], names, alias.where)
 

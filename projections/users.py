@@ -13,6 +13,7 @@ from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
     EmailChanged,
+    Guesses,
     LoginFailed,
     LoginSucceeded,
     PasswordChanged,
@@ -29,9 +30,15 @@ from projections.model import TimedModel
 from projections.numbers import short
 from projections.projection import Projection, State
 
+ADMIN = "admin"
+
 
 class User(TimedModel):
-    """A user. Personal columns are NULL after an erasure, and where a text is too long for them."""
+    """A user. Personal columns are NULL after an erasure, and where a text is too long for them.
+
+    `failed_login_attempts` counts as the decider does: failures of checked passwords since the last
+    success, unlock or lock that is over. During a lock it is the number that led to it.
+    """
 
     __tablename__ = "users"
 
@@ -73,8 +80,15 @@ class User(TimedModel):
         """Whether the user is active and has the role."""
         return self.is_active and role in self.roles
 
+    @property
+    def has_admin_role(self) -> bool:
+        """Whether the user is active and an administrator."""
+        return self.has_role(ADMIN)
+
 
 users = Projection(User)
+
+AnyUserEvent = UserEvent | LoginFailed | AccountLocked
 
 
 @users.on(UserRegistered)
@@ -106,14 +120,17 @@ def _registered(state: State, recorded: RecordedEvent, event: UserRegistered) ->
     UserReactivated,
     UserErased,
 )
-def _changed(state: State, recorded: RecordedEvent, event: UserEvent | LoginFailed) -> None:
+def _changed(state: State, recorded: RecordedEvent, event: AnyUserEvent) -> None:
     """Events about users that were never registered change nothing."""
     row = state.rows(User).edit(event.user_id, recorded)
     if row is not None:
+        guesses = Guesses(row.failed_login_attempts, row.locked_until)
+        guesses = guesses.after(event, recorded.occurred_at)
+        row.failed_login_attempts, row.locked_until = guesses.failures, guesses.locked_until
         _change(row, recorded.occurred_at, event)
 
 
-def _change(row: User, occurred_at: datetime, event: UserEvent | LoginFailed) -> None:
+def _change(row: User, occurred_at: datetime, event: AnyUserEvent) -> None:
     match event:
         case PasswordChanged():
             row.password_hash = short(event.password_hash)
@@ -123,22 +140,14 @@ def _change(row: User, occurred_at: datetime, event: UserEvent | LoginFailed) ->
             row.permissions = list(event.permissions)
         case RolesChanged():
             row.roles = list(event.roles)
-        case LoginFailed():
-            row.failed_login_attempts += 1
         case _:
             _change_access(row, occurred_at, event)
 
 
-def _change_access(row: User, occurred_at: datetime, event: UserEvent) -> None:
+def _change_access(row: User, occurred_at: datetime, event: AnyUserEvent) -> None:
     match event:
         case LoginSucceeded():
-            row.failed_login_attempts = 0
             row.last_login = occurred_at
-        case AccountLocked():
-            row.locked_until = event.locked_until
-        case AccountUnlocked():
-            row.failed_login_attempts = 0
-            row.locked_until = None
         case UserDeactivated() | UserReactivated():
             row.is_active = isinstance(event, UserReactivated)
         case UserErased():

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from ledger.decider import Command
 from ledger.event import Event, VenueAmount
+
+
+def market_stream(token: str) -> str:
+    """Return the stream of a market."""
+    return f"market-{token}"
 
 
 class PriceMarked(Event):
@@ -14,4 +20,17 @@ class PriceMarked(Event):
 
     def stream(self) -> str:
         """Name the market's stream."""
-        return f"market-{self.token}"
+        return market_stream(self.token)
+
+
+class MarkPrice(Command):
+    """Record what the mark price of a token is."""
+
+    token: str
+    price: VenueAmount
+    source: str | None = None
+
+
+def decide(command: MarkPrice) -> PriceMarked:
+    """Return the event of a mark: a fact, which no state can refuse."""
+    return PriceMarked(token=command.token, price=command.price, source=command.source)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
+from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
 from ledger.event import Amount, Event, Instant, VenueAmount
+
+TAGGED_CHARS_MAX = 200
+"""Longer tokens stand in tags as digests."""
 
 
 class Action(StrEnum):
@@ -50,9 +55,14 @@ def order_stream(order_id: UUID) -> str:
 def position_tag(user_id: UUID, token: str, position_id: UUID | None) -> str:
     """Return the tag that all fills of one position book carry.
 
-    Netting books are (user, token); a hedging book is an explicit position id.
+    Netting books are (user, token); a hedging book is an explicit position id. A token that no tag
+    could hold stands in it as a digest: a venue's fact is recorded, whatever it names.
     """
-    return f"position:{position_id}" if position_id else f"book:{user_id}:{token}"
+    if position_id is not None:
+        return f"position:{position_id}"
+    if len(token) > TAGGED_CHARS_MAX or not token.isprintable():
+        token = hashlib.sha256(token.encode()).hexdigest()
+    return f"book:{user_id}:{token}"
 
 
 class OrderEvent(Event):
@@ -69,7 +79,9 @@ class OrderPlaced(OrderEvent):
     """A user's order; either `quantity` (in the token) or `amount` (in the quote currency).
 
     `position_id` names the position when hedging; without it fills net by (user, token).
-    `slippage_bps` is the tolerance in basis points.
+    `slippage_bps` is the tolerance in basis points, `reference_price` what slippage is measured
+    from where there is no limit price. `closes_position_id` names the cycle of a position that a
+    protective order is to close.
     """
 
     user_id: UUID
@@ -85,6 +97,8 @@ class OrderPlaced(OrderEvent):
     slippage_bps: int | None = None
     position_id: UUID | None = None
     reduce_only: bool = False
+    reference_price: Amount | None = None
+    closes_position_id: UUID | None = None
     strategy: str | None = None
     extra_data: dict[str, str] | None = None
 
@@ -101,11 +115,19 @@ class OrderTriggered(OrderEvent):
     price: VenueAmount | None = None
 
 
+class OrderStopped(OrderEvent):
+    """The venue guarantees to execute the order, at `price` or better (FIX ExecType 7)."""
+
+    price: VenueAmount | None = None
+
+
 class Execution(OrderEvent):
     """What a fill and the bust of a fill have; complete in itself, so a position needs no order.
 
     `user_id` is None where the venue reports a fill whose owner is not known. `fee` is in the
     quote currency unless `fee_currency` names another one (also the token); a rebate is negative.
+    `quote_amount` is what was paid or received before fees, where that is known more exactly than
+    as price times quantity.
     """
 
     fill_id: str
@@ -119,6 +141,11 @@ class Execution(OrderEvent):
     fee_currency: str | None = None
     liquidity: Liquidity | None = None
     transaction_signature: str | None = None
+    quote_amount: VenueAmount | None = None
+
+    def notional(self) -> Decimal:
+        """Return what was paid or received in the quote currency, before fees."""
+        return self.quantity * self.price if self.quote_amount is None else +self.quote_amount
 
     def tags(self) -> Iterable[str]:
         """Name the position book that the fill moves."""
@@ -135,11 +162,25 @@ class FillBusted(Execution):
     """The venue took a fill back: the fields repeat the fill that never was."""
 
 
+class FillConflicted(Execution):
+    """The venue reported a known fill id again, with other content; nothing is booked for it."""
+
+
 class OrderReplaceRequested(OrderEvent):
     """The user asked for another quantity or price."""
 
     quantity: Amount | None = None
     price: Amount | None = None
+
+
+class OrderReplacePending(OrderEvent):
+    """The venue is looking at a replace request (FIX ExecType E)."""
+
+
+class OrderReplaceRejected(OrderEvent):
+    """The venue refused to replace the order (FIX OrderCancelReject, CxlRejResponseTo 2)."""
+
+    reason: str | None = None
 
 
 class OrderReplaced(OrderEvent):
@@ -162,6 +203,16 @@ class OrderRestated(OrderEvent):
 
 class OrderCancelRequested(OrderEvent):
     """The user asked to cancel."""
+
+
+class OrderCancelPending(OrderEvent):
+    """The venue is looking at a cancel request (FIX ExecType 6)."""
+
+
+class OrderCancelRejected(OrderEvent):
+    """The venue refused to cancel the order (FIX OrderCancelReject, CxlRejResponseTo 1)."""
+
+    reason: str | None = None
 
 
 class OrderCancelled(OrderEvent):

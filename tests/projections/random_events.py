@@ -16,9 +16,13 @@ from ledger.domain.api_keys import (
 from ledger.domain.marks import PriceMarked
 from ledger.domain.orders import (
     Action,
+    Execution,
     FillBusted,
+    FillConflicted,
     OrderAccepted,
     OrderCancelled,
+    OrderCancelPending,
+    OrderCancelRejected,
     OrderCancelRequested,
     OrderDoneForDay,
     OrderExpired,
@@ -27,8 +31,11 @@ from ledger.domain.orders import (
     OrderPlaced,
     OrderRejected,
     OrderReplaced,
+    OrderReplacePending,
+    OrderReplaceRejected,
     OrderReplaceRequested,
     OrderRestated,
+    OrderStopped,
     OrderTriggered,
     OrderType,
     TimeInForce,
@@ -62,13 +69,14 @@ class Dice:
     def __init__(self, random: Random, odd_chance: float) -> None:
         self.random = random
         self.odd_chance = odd_chance
+        self.closing = "order 0"
 
     def event(self) -> Event:
         """Make any event."""
         makers: list[Callable[[], Event]] = [
             *[self.placed, self.filled] * 6,
             self.busted,
-            self.position_fact,
+            *[self.position_fact, self.closing_order] * 2,
             *[self.order_fact] * 3,
             self.user_event,
             self.user_event,
@@ -84,6 +92,10 @@ class Dice:
     def user(self) -> str:
         """Name a user; some are never registered."""
         return self.one_of("user", 4)
+
+    def order(self) -> str:
+        """Name an order, the latest that closes a position more often; some are never placed."""
+        return self.closing if self.random.random() < 0.2 else self.one_of("order", 10)
 
     def venue_amount(self) -> VenueAmount:
         """Make a venue's amount, mostly small, with few or many places, seldom absurd."""
@@ -121,11 +133,11 @@ class Dice:
             extra_data=self.maybe({"note": "x"}),  # type: ignore[arg-type]
         )
 
-    def execution(self, kind: type[OrderFilled] | type[FillBusted]) -> Event:
-        """Make a fill or the bust of one."""
+    def execution(self, kind: type[Execution]) -> Event:
+        """Make a fill, the bust of one, or a conflict."""
         token = self.random.choice(TOKENS)
         return kind(
-            order_id=an_id(self.one_of("order", 10)),
+            order_id=an_id(self.order()),
             user_id=self.maybe(an_id(self.user()), 0.9),  # type: ignore[arg-type]
             fill_id=self.one_of("fill", 1000),
             token=token,
@@ -136,6 +148,7 @@ class Dice:
             fee_currency=self.random.choice((None, None, None, token, "BNB")),
             position_id=self.maybe(an_id(self.one_of("position", 2)), 0.2),  # type: ignore[arg-type]
             transaction_signature=self.maybe(self.one_of("tx", 99)),  # type: ignore[arg-type]
+            quote_amount=self.maybe(self.venue_amount(), 0.1),  # type: ignore[arg-type]
         )
 
     def filled(self) -> Event:
@@ -148,7 +161,7 @@ class Dice:
 
     def order_fact(self) -> Event:
         """Make another fact or request about an order that may not exist."""
-        order_id = an_id(self.one_of("order", 10))
+        order_id = an_id(self.order())
         quantity, price = self.venue_amount(), self.venue_amount()
         return self.random.choice(
             [
@@ -164,6 +177,12 @@ class Dice:
                 OrderRejected(order_id=order_id, reason="no funds"),
                 OrderFailed(order_id=order_id, reason="broken"),
                 OrderExpired(order_id=order_id),
+                OrderStopped(order_id=order_id),
+                OrderReplacePending(order_id=order_id),
+                OrderReplaceRejected(order_id=order_id),
+                OrderCancelPending(order_id=order_id),
+                OrderCancelRejected(order_id=order_id),
+                self.execution(FillConflicted),
             ]
         )
 
@@ -173,8 +192,24 @@ class Dice:
         return self.random.choice(
             [
                 ProtectionSet(position_id=position_id, stop_loss=self.amount()),
+                ProtectionSet(position_id=position_id, take_profit=self.amount()),
+                ProtectionSet(position_id=position_id),
                 PositionLiquidated(position_id=position_id, price=self.venue_amount()),
             ]
+        )
+
+    def closing_order(self) -> Event:
+        """Make an order that is to close an explicit position."""
+        self.closing = self.one_of("closing order", 50)
+        return OrderPlaced(
+            order_id=an_id(self.closing),
+            user_id=an_id(self.user()),
+            token=self.random.choice(TOKENS),
+            action=self.random.choice(list(Action)),
+            order_type=OrderType.MARKET,
+            quantity=self.amount(),
+            reduce_only=True,
+            closes_position_id=an_id(self.one_of("position", 2)),
         )
 
     def user_event(self) -> Event:
@@ -187,15 +222,20 @@ class Dice:
             [
                 UserRegistered(user_id=user_id, username=name, email=email, password_hash="secret"),
                 UserRegistered(user_id=user_id, username=name, permissions=("trade",)),
-                PasswordChanged(user_id=user_id, password_hash="secret"),
+                PasswordChanged(user_id=user_id, password_hash="secret", upgraded=True),
                 EmailChanged(user_id=user_id, email=email, previous_email="other@host"),
                 PermissionsChanged(user_id=user_id, permissions=("trade", "withdraw")),
                 RolesChanged(user_id=user_id, roles=("admin",)),
-                LoginAttempted(user_id=user_id),
+                LoginAttempted(user_id=user_id, attempt_id=user_id, expires_at=START),
+                LoginAttempted(username="stranger"),
                 LoginSucceeded(user_id=user_id),
                 LoginFailed(username=name, user_id=user_id),
+                LoginFailed(username=name, user_id=user_id, attempt_id=user_id, reason="locked"),
+                LoginFailed(username=name, user_id=user_id, attempt_id=user_id),
                 LoginFailed(username="stranger"),
                 AccountLocked(user_id=user_id, locked_until=START + timedelta(days=1)),
+                AccountLocked(user_id=user_id, locked_until=START + timedelta(seconds=60)),
+                AccountLocked(username="stranger", locked_until=START),
                 AccountUnlocked(user_id=user_id),
                 UserDeactivated(user_id=user_id),
                 UserReactivated(user_id=user_id),
@@ -219,7 +259,7 @@ class Dice:
                 ApiKeyRevoked(key_id=key_id),
                 ApiKeyUsed(key_id=key_id, action="GET", resource=self.one_of("path", 3)),
                 ApiKeyRefused(reason="unknown", key_id=key_id, count=10**30),
-                ApiKeyRefused(reason="malformed", presented="abc"),
+                ApiKeyRefused(reason="malformed", presented="abc", source="gateway"),
             ]
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from uuid import UUID
@@ -9,8 +10,11 @@ from uuid import UUID
 from ledger.domain.orders import (
     Execution,
     FillBusted,
+    FillConflicted,
     OrderAccepted,
     OrderCancelled,
+    OrderCancelPending,
+    OrderCancelRejected,
     OrderDoneForDay,
     OrderEvent,
     OrderExpired,
@@ -19,10 +23,13 @@ from ledger.domain.orders import (
     OrderPlaced,
     OrderRejected,
     OrderReplaced,
+    OrderReplacePending,
+    OrderReplaceRejected,
     OrderRestated,
+    OrderStopped,
     OrderTriggered,
 )
-from ledger.domain.positions import PositionLiquidated
+from ledger.domain.positions import PositionLiquidated, ProtectionSet
 from ledger.domain.users import UserRegistered
 from ledger.event import Event
 
@@ -36,6 +43,11 @@ FACTS = (
     OrderFilled | FillBusted | OrderReplaced | OrderRestated | OrderCancelled | OrderExpired
     | OrderRejected | OrderFailed | OrderAccepted | OrderTriggered | OrderDoneForDay
 )  # fmt: skip
+REPORTS = (
+    OrderStopped | OrderReplacePending | OrderReplaceRejected | OrderCancelPending
+    | OrderCancelRejected | FillConflicted
+)  # fmt: skip
+"""Facts that move no quantities."""
 
 Book = tuple[UUID | None, UUID | None, str | None]
 """An explicit position, or a user and a token."""
@@ -43,16 +55,54 @@ Book = tuple[UUID | None, UUID | None, str | None]
 
 @dataclass
 class Cycle:
-    """From flat to flat; `average` is the entry price."""
+    """From flat to flat; `average` is the entry price, `holder` the user, known or not."""
 
     book: Book
     token: str
+    holder: UUID
     owner: UUID | None
     size: Fraction = Fraction(0)
     average: Fraction = Fraction(0)
     gained: Fraction = Fraction(0)
     fees: Fraction = Fraction(0)
+    other_fees: dict[str, Fraction] = field(default_factory=dict)
     status: str = "open"
+    has_levels: bool = False
+    armed_size: int | None = None
+    closer: Closer | None = None
+
+
+@dataclass
+class Closer:
+    """The order that is to close a cycle, as far as that matters to the cycle."""
+
+    order_id: UUID
+    quantity: Fraction | None
+    amount: Fraction | None
+    filled: Fraction = Fraction(0)
+    notional: Fraction = Fraction(0)
+
+    def is_done_after(self, event: OrderEvent) -> bool:
+        """Take in what happened to the order, and tell whether that was all."""
+        if isinstance(event, Execution) and event.quantity > 0:
+            sign = -1 if isinstance(event, FillBusted) else 1
+            self.filled += sign * Fraction(event.quantity)
+            self.notional += sign * notional_of(event)
+            return sign > 0 and self.is_full()
+        if isinstance(event, OrderReplaced | OrderRestated):
+            difference = None if isinstance(event, OrderReplaced) else event.quantity_change
+            if event.quantity is not None:
+                self.quantity = Fraction(event.quantity)
+            elif difference is not None and self.quantity is not None:
+                self.quantity += Fraction(difference)
+            return self.quantity is not None and self.filled >= self.quantity
+        return type(event) in ENDINGS
+
+    def is_full(self) -> bool:
+        """Whether all that was asked for is done."""
+        if self.quantity is not None:
+            return self.filled >= self.quantity
+        return self.amount is not None and self.notional >= self.amount
 
 
 @dataclass
@@ -66,11 +116,15 @@ class SlowOrder:
     notional: Fraction = Fraction(0)
     fees: Fraction = Fraction(0)
     ending: str | None = None
+    is_taken: bool = False
+    is_disowned: bool = False
 
     def status(self) -> str:
         """Return what follows from the sums, or how the order ended."""
         if self.ending:
             return self.ending
+        if self.filled <= 0 and self.is_disowned and not (self.is_placed or self.is_taken):
+            return "failed"
         if self.filled <= 0:
             return "pending"
         if self.quantity is not None:
@@ -90,14 +144,15 @@ class SlowFold:
 
     def fold(self, events: list[Event]) -> None:
         """Take in events."""
-        for event in events:
+        for offset, event in enumerate(events):
             if isinstance(event, UserRegistered):
                 self.users.add(event.user_id)
             if isinstance(event, Execution):
                 self.trade(event)
             if isinstance(event, PositionLiquidated):
                 self.liquidate(event)
-            if isinstance(event, OrderPlaced | FACTS):
+            self.protect(event, offset + 1)
+            if isinstance(event, OrderPlaced | FACTS | REPORTS):
                 self.order(event)
 
     def open_cycle(self, book: Book) -> Cycle | None:
@@ -108,55 +163,90 @@ class SlowFold:
 
     def trade(self, event: Execution) -> None:
         """Move the position of a fill."""
-        if event.user_id is None or event.quantity <= 0:
+        if isinstance(event, FillConflicted) or event.user_id is None or event.quantity <= 0:
             return
         explicit = event.position_id
         book = (explicit, None, None) if explicit else (None, event.user_id, event.token)
         cycle = self.open_cycle(book)
         owner = event.user_id if event.user_id in self.users else None
-        if cycle and (cycle.token != event.token or cycle.owner not in (None, event.user_id)):
+        if cycle and (cycle.token, cycle.holder) != (event.token, event.user_id):
             return
-        quantity, fee = signed_effect(event)
+        effect = signed_effect(event)
         if cycle:
             cycle.owner = owner
-        if cycle and cycle.size * quantity < 0 and abs(quantity) >= abs(cycle.size):
-            part = -cycle.size / quantity
-            close(cycle, Fraction(event.price), fee * part, "closed")
-            quantity, fee, cycle = quantity * (1 - part), fee * (1 - part), None
-        if cycle or quantity:
-            change(cycle or self.opened(book, event.token, owner), quantity, fee, event)
+        if cycle and cycle.size * effect[0] < 0 and abs(effect[0]) >= abs(cycle.size):
+            part = -cycle.size / effect[0]
+            _, value, *fees = (each * part for each in effect)
+            close(cycle, value, "closed")
+            charge(cycle, event, fees)
+            effect, cycle = [each * (1 - part) for each in effect], None
+        if cycle or effect[0]:
+            cycle = cycle or self.opened(book, event, owner)
+            change(cycle, effect[0], effect[1], undone=isinstance(event, FillBusted))
+            charge(cycle, event, effect[2:])
 
-    def opened(self, book: Book, token: str, owner: UUID | None) -> Cycle:
+    def opened(self, book: Book, event: Execution, owner: UUID | None) -> Cycle:
         """Begin a cycle."""
-        self.cycles.append(Cycle(book, token, owner))
+        assert event.user_id
+        self.cycles.append(Cycle(book, event.token, event.user_id, owner))
         if book[0]:
             self.first_of.setdefault(book[0], self.cycles[-1])
         return self.cycles[-1]
 
     def liquidate(self, event: PositionLiquidated) -> None:
         """Close a position by force."""
-        cycle = self.open_cycle((event.position_id, None, None))
-        cycle = cycle or self.first_of.get(event.position_id)
+        cycle = self.cycle_of(event.position_id)
         if cycle and cycle.status == "open":
-            close(cycle, Fraction(event.price), Fraction(event.fee or 0), "liquidated")
+            cycle.fees += Fraction(event.fee or 0)
+            close(cycle, -cycle.size * Fraction(event.price), "liquidated")
+
+    def cycle_of(self, position_id: UUID) -> Cycle | None:
+        """Return the open cycle of an explicit position, else its first."""
+        return self.open_cycle((position_id, None, None)) or self.first_of.get(position_id)
+
+    def protect(self, event: Event, size: int) -> None:
+        """Arm and disarm levels, and follow the orders that are to close a cycle."""
+        if isinstance(event, ProtectionSet):
+            cycle = self.cycle_of(event.position_id)
+            if cycle and cycle.status == "open":
+                cycle.has_levels = (event.stop_loss, event.take_profit) != (None, None)
+                cycle.armed_size = size if cycle.has_levels else None
+        if isinstance(event, OrderPlaced) and event.closes_position_id:
+            cycle = self.first_of.get(event.closes_position_id)
+            is_new = event.order_id not in self.orders
+            if is_new and cycle and cycle.armed_size is not None and cycle.closer is None:
+                quantity, amount = fraction(event.quantity), fraction(event.amount)
+                cycle.closer = Closer(event.order_id, quantity, amount)
+        if isinstance(event, FACTS):
+            self.follow(event, size)
+
+    def follow(self, event: OrderEvent, size: int) -> None:
+        """Arm the levels again where the order that was to close the cycle is done."""
+        for cycle in self.cycles:
+            closer = cycle.closer
+            if closer and closer.order_id == event.order_id and closer.is_done_after(event):
+                cycle.closer, cycle.armed_size = None, size if cycle.has_levels else None
 
     def order(self, event: OrderEvent) -> None:
         """Move an order's sums, terms or ending."""
         order = self.orders.setdefault(event.order_id, SlowOrder())
+        order.is_taken |= isinstance(event, OrderAccepted | OrderTriggered)
         if isinstance(event, OrderPlaced):
             if not order.is_placed:
                 order.is_placed = True
                 order.quantity = fraction(event.quantity)
                 order.amount = fraction(event.amount)
-        elif isinstance(event, Execution) and event.quantity > 0:
+        elif isinstance(event, OrderFilled | FillBusted) and event.quantity > 0:
             sign = -1 if isinstance(event, FillBusted) else 1
             order.filled += sign * Fraction(event.quantity)
-            order.notional += sign * Fraction(event.quantity) * Fraction(event.price)
+            order.notional += sign * notional_of(event)
             order.fees += sign * fee_of(event)
         elif isinstance(event, OrderReplaced | OrderRestated):
             amend(order, event)
-        elif type(event) in ENDINGS and order.status() in {"pending", "partially_filled"}:
-            order.ending = ENDINGS[type(event)]
+        elif isinstance(event, OrderCancelRejected | OrderReplaceRejected):
+            order.is_disowned |= not order.is_placed
+        elif order.ending is None and order.status() != "executed":
+            order.ending = ENDINGS.get(type(event))
 
 
 def fraction(value: object) -> Fraction | None:
@@ -172,14 +262,25 @@ def fee_of(event: Execution) -> Fraction:
     return fee if event.fee_currency is None else Fraction(0)
 
 
-def signed_effect(event: Execution) -> tuple[Fraction, Fraction]:
-    """Return what a fill adds to the size, and its fee in the quote currency."""
-    quantity, fee = Fraction(event.quantity), fee_of(event)
-    if event.action == "sell":
-        quantity = -quantity
+def notional_of(event: Execution) -> Fraction:
+    """Return what a fill was worth in the quote currency."""
+    if event.quote_amount is not None:
+        return Fraction(event.quote_amount)
+    return Fraction(event.quantity) * Fraction(event.price)
+
+
+def signed_effect(event: Execution) -> list[Fraction]:
+    """Return what a fill adds to the size and what that cost, and both kinds of fee."""
+    side = Fraction(1 if event.action == "buy" else -1)
+    quantity, value, fee = side * Fraction(event.quantity), side * notional_of(event), fee_of(event)
+    other_fee = Fraction(0)
     if event.fee_currency == event.token:
         quantity -= Fraction(event.fee or 0)
-    return (-quantity, -fee) if isinstance(event, FillBusted) else (quantity, fee)
+        value -= fee
+    elif event.fee_currency is not None:
+        other_fee = Fraction(event.fee or 0)
+    effect = [quantity, value, fee, other_fee]
+    return [-each for each in effect] if isinstance(event, FillBusted) else effect
 
 
 def amend(order: SlowOrder, event: OrderReplaced | OrderRestated) -> None:
@@ -191,19 +292,27 @@ def amend(order: SlowOrder, event: OrderReplaced | OrderRestated) -> None:
         order.quantity += Fraction(difference)
 
 
-def close(cycle: Cycle, price: Fraction, fee: Fraction, status: str) -> None:
-    """End a cycle."""
-    cycle.gained += (price - cycle.average) * cycle.size
+def close(cycle: Cycle, value: Fraction, status: str) -> None:
+    """End a cycle, which costs `value` (what it brings in is negative)."""
+    cycle.gained -= cycle.average * cycle.size + value
     cycle.size, cycle.status = Fraction(0), status
+    cycle.closer = cycle.armed_size = None
+
+
+def charge(cycle: Cycle, event: Execution, fees: Iterable[Fraction]) -> None:
+    """Add fees in the quote currency and in a third one."""
+    fee, other_fee = fees
     cycle.fees += fee
+    currency = event.fee_currency
+    if currency not in (None, event.token):
+        cycle.other_fees[currency] = cycle.other_fees.get(currency, Fraction(0)) + other_fee
 
 
-def change(cycle: Cycle, quantity: Fraction, fee: Fraction, event: Execution) -> None:
+def change(cycle: Cycle, quantity: Fraction, value: Fraction, *, undone: bool) -> None:
     """Increase a cycle, or reduce it without closing it."""
-    cycle.fees += fee
-    price, before, after = Fraction(event.price), cycle.size, cycle.size + quantity
-    if before * quantity >= 0 or isinstance(event, FillBusted):
-        cycle.average = (before * cycle.average + quantity * price) / after
+    before, after = cycle.size, cycle.size + quantity
+    if before * quantity >= 0 or undone:
+        cycle.average = (before * cycle.average + value) / after
     else:
-        cycle.gained += (price - cycle.average) * -quantity
+        cycle.gained += cycle.average * quantity - value
     cycle.size = after

@@ -36,13 +36,21 @@ class Shelf:
         """Fold one batch on nothing but the rows that its events ask for."""
         state = self.group.state(JOURNAL_ID, JOURNAL)
         for projection in self.group.projections:
-            alias = projection.alias
             keys = {projection.wanted(each.event) for each in batch}
-            names = {name for each in batch for name in (alias.wanted(each.event) if alias else ())}
+            wanted = {
+                (alias.column, name)
+                for alias in projection.aliases
+                for each in batch
+                for name in alias.wanted(each.event)
+            }
             for key, stored in self.rows[projection.name].items():
-                is_found = stored.get("status") == "open" and stored.get("book") in names
+                is_found = any(
+                    stored.get(column) == name
+                    and (column != "book" or stored.get("status", "open") == "open")
+                    for column, name in wanted
+                )
                 if not projection.append_only and (key in keys or is_found):
-                    copied = {n: dict(v) if n == "flags" else v for n, v in stored.items()}
+                    copied = {n: dict(v) if type(v) is dict else v for n, v in stored.items()}
                     state.tables[projection.name].put(projection.row(**copied))
         self.group.fold(state, batch)
         for name, rows in state.tables.items():
@@ -93,7 +101,12 @@ def test_a_slow_fold_agrees(seed: int, count: int) -> None:
         assert is_near(row.exact_entry_price, cycle.average)
         assert is_near(row.exact_realized_pnl, cycle.gained)
         assert is_near(row.exact_fees, cycle.fees)
-        assert row.user_id == cycle.owner
+        assert (row.user_id, row.owner_id) == (cycle.owner, cycle.holder)
+        assert row.other_fees.keys() == cycle.other_fees.keys()
+        for currency, fee in cycle.other_fees.items():
+            assert is_near(Decimal(row.other_fees[currency]), fee)
+        assert row.armed_size == cycle.armed_size
+        assert row.closing_order_id == (cycle.closer.order_id if cycle.closer else None)
         assert row.cost_basis == 0 if row.status != "open" else row.exact_size != 0
     orders = {each.order_id: each for each in state.rows(Order)}
     assert orders.keys() == slow.orders.keys()

@@ -228,11 +228,12 @@ def test_status_shows_how_far_behind_a_group_is(run: Run, sqlite_url: str) -> No
     fill(sqlite_url, random_events(Random(1), 20))
     run("projections", "run", "--once", "--group", "marks")
     code, output, _ = run("projections", "status", "--json")
-    trading, marks = json.loads(output)
+    trading, marks, postings = json.loads(output)
     assert code == 0
     assert (trading["group"], trading["checkpoint"], trading["lag_events"]) == ("trading", 0, 20)
     assert 0 < trading["lag_seconds"] < timedelta(hours=1).total_seconds()
     assert (marks["checkpoint"], marks["lag_events"], marks["lag_seconds"]) == (20, 0, 0)
+    assert (postings["group"], postings["lag_events"]) == ("postings", 20)
     assert "trading" in run("projections", "status")[1]
 
 

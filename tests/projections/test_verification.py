@@ -32,6 +32,7 @@ CHECKED = {
     "orders.action": ("buy", "sell"),
     "orders.order_type": ("market", "limit"),
     "orders.time_in_force": ("ioc", "gtd"),
+    "postings.account": ("holding", "venue"),
 }
 """Two values of each column that cannot hold just any text."""
 

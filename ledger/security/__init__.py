@@ -1,0 +1,1 @@
+"""Secrets: how passwords are hashed, and what an API key looks like."""

@@ -1,0 +1,424 @@
+"""Orders: commands of our own users and programs, and what venues report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from decimal import Decimal
+from typing import Any, cast
+from uuid import UUID, uuid5
+
+import msgspec
+from uuid_utils.compat import uuid7
+
+from ledger.codec import encode_event
+from ledger.conditions import Condition, NoEvent
+from ledger.decider import ORIGIN, Deciding, Guard, Origin
+from ledger.domain.order_commands import (
+    ORDERS,
+    AnyOrderCommand,
+    FailOrder,
+    OrderState,
+    PlaceOrder,
+    Raw,
+    RecordBust,
+    RecordFill,
+    RequestCancel,
+    RequestReplace,
+)
+from ledger.domain.orders import (
+    Action,
+    Execution,
+    FillConflicted,
+    Liquidity,
+    OrderAccepted,
+    OrderCancelled,
+    OrderCancelPending,
+    OrderCancelRejected,
+    OrderDoneForDay,
+    OrderEvent,
+    OrderExpired,
+    OrderRejected,
+    OrderReplaced,
+    OrderReplacePending,
+    OrderReplaceRejected,
+    OrderRestated,
+    OrderStopped,
+    OrderTriggered,
+    OrderType,
+    TimeInForce,
+    order_stream,
+)
+from ledger.domain.users import USER, UserDeactivated, UserErased, user_stream
+from ledger.errors import CommandRefused, EventIdConflict, InvalidCommand
+from ledger.event import NewEvent, VenueAmount
+from ledger.stores import Appended
+
+AnyAmount = Decimal | str | int
+"""An exact amount; text is in plain notation, `"12.50"`."""
+
+VenueFigure = AnyAmount | Raw
+"""An amount as a venue reports it, also as an integer with its decimals."""
+
+TRIES_MAX = 5
+
+_EXECUTIONS = UUID("3f0f6c0e-3a55-5d1c-8f0e-0a3a6c9b7f11")
+"""The namespace of the event ids of fills, busts and conflicts."""
+
+
+class Recorded(msgspec.Struct, frozen=True):
+    """What was stored of an order; `size` is a size of the journal that includes it.
+
+    `event` and `appended` are None where it was known already, so that nothing was to be stored.
+    """
+
+    order_id: UUID
+    event: OrderEvent | None
+    appended: Appended | None
+    size: int
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this very call has stored an event."""
+        return self.appended is not None and not self.appended.duplicate
+
+    @property
+    def is_conflict(self) -> bool:
+        """Whether a known fill id came with other content, so that nothing was booked."""
+        return isinstance(self.event, FillConflicted)
+
+
+class Orders:
+    """The commands and facts of the orders of one journal."""
+
+    def __init__(self, deciding: Deciding) -> None:
+        self._deciding = deciding
+        self._journal = deciding.journal
+
+    async def place(
+        self,
+        *,
+        user_id: UUID,
+        token: str,
+        action: Action,
+        order_type: OrderType,
+        order_id: UUID | None = None,
+        quantity: AnyAmount | None = None,
+        amount: AnyAmount | None = None,
+        price: AnyAmount | None = None,
+        trigger_price: AnyAmount | None = None,
+        reference_price: AnyAmount | None = None,
+        time_in_force: TimeInForce = TimeInForce.GTC,
+        expires_at: datetime | None = None,
+        slippage_bps: int | None = None,
+        position_id: UUID | None = None,
+        reduce_only: bool = False,
+        closes_position_id: UUID | None = None,
+        strategy: str | None = None,
+        extra_data: dict[str, str] | None = None,
+        origin: Origin = ORIGIN,
+    ) -> Recorded:
+        """Place an order of an active user; the fields are those of OrderPlaced.
+
+        Without `order_id` one is made, which follows from the origin's command id if it has one.
+        Raises InvalidCommand, and CommandRefused where the order exists or the user may not act.
+        """
+        command = PlaceOrder(
+            order_id=order_id or _new_order_id(origin),
+            now=self._journal.now(),
+            user_id=user_id,
+            token=token,
+            action=action,
+            order_type=order_type,
+            quantity=_given(quantity),
+            amount=_given(amount),
+            price=_given(price),
+            trigger_price=_given(trigger_price),
+            reference_price=_given(reference_price),
+            time_in_force=time_in_force,
+            expires_at=expires_at,
+            slippage_bps=slippage_bps,
+            position_id=position_id,
+            reduce_only=reduce_only,
+            closes_position_id=closes_position_id,
+            strategy=strategy,
+            extra_data=extra_data,
+        )
+        return await self._command(command, origin, self._active(user_id))
+
+    async def request_replace(
+        self,
+        *,
+        order_id: UUID,
+        quantity: AnyAmount | None = None,
+        price: AnyAmount | None = None,
+        origin: Origin = ORIGIN,
+    ) -> Recorded:
+        """Ask the venue for another total quantity or price.
+
+        Raises InvalidCommand, and CommandRefused for an order that is unknown, has ended, or is
+        being cancelled, and for a filled one unless more is asked for than was filled.
+        """
+        command = RequestReplace(order_id=order_id, quantity=_given(quantity), price=_given(price))
+        return await self._command(command, origin)
+
+    async def request_cancel(self, *, order_id: UUID, origin: Origin = ORIGIN) -> Recorded:
+        """Ask the venue to cancel; CommandRefused for an order that is unknown or finished."""
+        return await self._command(RequestCancel(order_id=order_id), origin)
+
+    async def fail(self, *, order_id: UUID, reason: str, origin: Origin = ORIGIN) -> Recorded:
+        """Give up an order that our gateway could not carry out.
+
+        Raises CommandRefused for an order that is unknown or finished, or has fills.
+        """
+        return await self._command(FailOrder(order_id=order_id, reason=reason), origin)
+
+    async def accepted(
+        self, *, order_id: UUID, venue_order_id: str | None = None, origin: Origin = ORIGIN
+    ) -> Recorded:
+        """Record that the venue took the order."""
+        event = OrderAccepted(order_id=order_id, venue_order_id=venue_order_id)
+        return await self._fact(event, origin)
+
+    async def triggered(
+        self, *, order_id: UUID, price: VenueFigure | None = None, origin: Origin = ORIGIN
+    ) -> Recorded:
+        """Record that the trigger price was reached, at a market price of `price`."""
+        event = OrderTriggered(order_id=order_id, price=_venue("OrderTriggered", "price", price))
+        return await self._fact(event, origin)
+
+    async def stopped(
+        self, *, order_id: UUID, price: VenueFigure | None = None, origin: Origin = ORIGIN
+    ) -> Recorded:
+        """Record that the venue guarantees to execute the order, at `price` or better."""
+        event = OrderStopped(order_id=order_id, price=_venue("OrderStopped", "price", price))
+        return await self._fact(event, origin)
+
+    async def fill(
+        self,
+        *,
+        order_id: UUID,
+        fill_id: str,
+        quantity: VenueFigure,
+        price: VenueFigure | None = None,
+        quote_amount: VenueFigure | None = None,
+        fee: VenueFigure | None = None,
+        fee_currency: str | None = None,
+        liquidity: Liquidity | None = None,
+        transaction_signature: str | None = None,
+        token: str | None = None,
+        action: Action | None = None,
+        user_id: UUID | None = None,
+        position_id: UUID | None = None,
+        origin: Origin = ORIGIN,
+    ) -> Recorded:
+        """Record that the venue executed `quantity` at `price`, or for `quote_amount` in all.
+
+        Nothing is stored for a fill id that is known; with other content it is recorded as
+        FillConflicted. The ids of the events follow from order and fill id, so a repetition is
+        always safe. Token, action, user and position are those of the order where they are not
+        given; for an order that is unknown, token and action are needed (InvalidCommand).
+        """
+        command = RecordFill(
+            order_id=order_id,
+            fill_id=fill_id,
+            quantity=_given(quantity),
+            price=_given(price),
+            quote_amount=_given(quote_amount),
+            fee=_given(fee),
+            fee_currency=fee_currency,
+            liquidity=liquidity,
+            transaction_signature=transaction_signature,
+            token=token,
+            action=action,
+            user_id=user_id,
+            position_id=position_id,
+        )
+        return await self._execution(command, origin)
+
+    async def bust(
+        self,
+        *,
+        order_id: UUID,
+        fill_id: str,
+        quantity: VenueFigure | None = None,
+        price: VenueFigure | None = None,
+        token: str | None = None,
+        action: Action | None = None,
+        user_id: UUID | None = None,
+        position_id: UUID | None = None,
+        origin: Origin = ORIGIN,
+    ) -> Recorded:
+        """Record that the venue took a fill back; a second time nothing is stored.
+
+        What is said of a known fill is not looked at. For one that is not known, quantity and price
+        are needed (InvalidCommand), and token and action if the order is not known either.
+        """
+        command = RecordBust(
+            order_id=order_id,
+            fill_id=fill_id,
+            quantity=_given(quantity),
+            price=_given(price),
+            token=token,
+            action=action,
+            user_id=user_id,
+            position_id=position_id,
+        )
+        return await self._execution(command, origin)
+
+    async def replace_pending(self, *, order_id: UUID, origin: Origin = ORIGIN) -> Recorded:
+        """Record that the venue is looking at a replace request."""
+        return await self._fact(OrderReplacePending(order_id=order_id), origin)
+
+    async def replace_rejected(
+        self, *, order_id: UUID, reason: str | None = None, origin: Origin = ORIGIN
+    ) -> Recorded:
+        """Record that the venue refused to replace the order."""
+        return await self._fact(OrderReplaceRejected(order_id=order_id, reason=reason), origin)
+
+    async def replaced(
+        self,
+        *,
+        order_id: UUID,
+        quantity: VenueFigure | None = None,
+        price: VenueFigure | None = None,
+        origin: Origin = ORIGIN,
+    ) -> Recorded:
+        """Record that the venue changed the order to this total quantity and price."""
+        event = OrderReplaced(
+            order_id=order_id,
+            quantity=_venue("OrderReplaced", "quantity", quantity),
+            price=_venue("OrderReplaced", "price", price),
+        )
+        return await self._fact(event, origin)
+
+    async def restated(
+        self,
+        *,
+        order_id: UUID,
+        quantity: VenueFigure | None = None,
+        quantity_change: VenueFigure | None = None,
+        reason: str | None = None,
+        origin: Origin = ORIGIN,
+    ) -> Recorded:
+        """Record that the venue changed the order unasked, or put it to work for another day."""
+        event = OrderRestated(
+            order_id=order_id,
+            quantity=_venue("OrderRestated", "quantity", quantity),
+            quantity_change=_venue("OrderRestated", "quantity_change", quantity_change),
+            reason=reason,
+        )
+        return await self._fact(event, origin)
+
+    async def cancel_pending(self, *, order_id: UUID, origin: Origin = ORIGIN) -> Recorded:
+        """Record that the venue is looking at a cancel request."""
+        return await self._fact(OrderCancelPending(order_id=order_id), origin)
+
+    async def cancel_rejected(
+        self, *, order_id: UUID, reason: str | None = None, origin: Origin = ORIGIN
+    ) -> Recorded:
+        """Record that the venue refused to cancel the order."""
+        return await self._fact(OrderCancelRejected(order_id=order_id, reason=reason), origin)
+
+    async def cancelled(
+        self, *, order_id: UUID, reason: str | None = None, origin: Origin = ORIGIN
+    ) -> Recorded:
+        """Record that the order is cancelled."""
+        return await self._fact(OrderCancelled(order_id=order_id, reason=reason), origin)
+
+    async def done_for_day(self, *, order_id: UUID, origin: Origin = ORIGIN) -> Recorded:
+        """Record that there will be no more executions today."""
+        return await self._fact(OrderDoneForDay(order_id=order_id), origin)
+
+    async def rejected(self, *, order_id: UUID, reason: str, origin: Origin = ORIGIN) -> Recorded:
+        """Record that the venue refused the order."""
+        return await self._fact(OrderRejected(order_id=order_id, reason=reason), origin)
+
+    async def expired(self, *, order_id: UUID, origin: Origin = ORIGIN) -> Recorded:
+        """Record that the order's time in force ended."""
+        return await self._fact(OrderExpired(order_id=order_id), origin)
+
+    async def state(self, order_id: UUID) -> OrderState:
+        """Return an order as its events have it now; `stage` is 0 if there are none."""
+        return (await self._deciding.load(ORDERS, order_stream(order_id))).state
+
+    async def _command(
+        self, command: AnyOrderCommand, origin: Origin, guard: Guard | None = None
+    ) -> Recorded:
+        stream = order_stream(command.order_id)
+        done = await self._deciding.execute(ORDERS, stream, command, guard=guard, origin=origin)
+        [event] = cast("Sequence[OrderEvent]", done.events)
+        appended = cast("Appended", done.appended)
+        return Recorded(command.order_id, event, appended, appended.size)
+
+    async def _fact(self, event: OrderEvent, origin: Origin) -> Recorded:
+        """Record a fact whatever the order's state: nothing is decided, so nothing is loaded."""
+        [new] = origin.of([event])
+        return await self._append(event, new)
+
+    async def _append(self, event: OrderEvent, new: NewEvent) -> Recorded:
+        appended = await self._journal.append(new)
+        return Recorded(event.order_id, event, appended, appended.size)
+
+    async def _execution(
+        self, command: RecordFill | RecordBust, origin: Origin, tries: int = TRIES_MAX
+    ) -> Recorded:
+        """Record a report once; decide anew where another process reported the id meanwhile."""
+        loaded = await self._deciding.load(ORDERS, order_stream(command.order_id))
+        events = ORDERS.decide(command, loaded.state)
+        if not events:
+            return Recorded(command.order_id, None, None, loaded.offset + 1)
+        [event] = cast("Sequence[Execution]", events)
+        try:
+            return await self._append(event, self._identified(event, origin))
+        except EventIdConflict:
+            if tries == 1:
+                raise
+        return await self._execution(command, origin, tries - 1)
+
+    def _identified(self, event: Execution, origin: Origin) -> NewEvent:
+        """Give an event the id that follows from what it reports."""
+        is_conflict = isinstance(event, FillConflicted)
+        what = encode_event(event).decode() if is_conflict else event.fill_id
+        name = f"{self._journal.name}:{event.order_id}:{type(event).__name__}:{what}"
+        return NewEvent(
+            event,
+            event_id=uuid5(_EXECUTIONS, name),
+            occurred_at=origin.occurred_at,
+            metadata=origin.metadata,
+        )
+
+    def _active(self, user_id: UUID) -> Guard:
+        """Return the guard that lets only active users act."""
+        stream = user_stream(user_id)
+
+        async def guard() -> Sequence[Condition]:
+            loaded = await self._deciding.load(USER, stream)
+            if not loaded.state.is_active:
+                raise CommandRefused(
+                    PlaceOrder.__name__,
+                    stream,
+                    "Deactivated" if loaded.state.is_known else "Unknown",
+                    "only an active user may act",
+                )
+            ends = (UserDeactivated, UserErased)
+            return (NoEvent(types=ends, stream=stream, after=loaded.offset),)
+
+        return guard
+
+
+def _new_order_id(origin: Origin) -> UUID:
+    return uuid7() if origin.command_id is None else uuid5(origin.command_id, "order")
+
+
+def _given(value: VenueFigure | None) -> Any:
+    """Return an amount for a command, which checks it."""
+    return value.exact() if isinstance(value, Raw) else value
+
+
+def _venue(fact: str, field: str, value: VenueFigure | None) -> VenueAmount | None:
+    """Return an amount of a fact; InvalidCommand where it is none."""
+    try:
+        return None if value is None else VenueAmount(_given(value))
+    except ValueError as error:
+        raise InvalidCommand(fact, field, str(error)) from error

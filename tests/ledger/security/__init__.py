@@ -1,0 +1,1 @@
+"""Tests of password hashes and of the form of API keys."""

@@ -1,0 +1,494 @@
+"""The reactor: each crossed level has exactly one closing order, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+import sqlalchemy as sa
+
+from ledger.domain.marks import PriceMarked
+from ledger.domain.orders import (
+    Action,
+    OrderAccepted,
+    OrderCancelRequested,
+    OrderExpired,
+    OrderFilled,
+    OrderPlaced,
+    OrderRejected,
+    OrderTriggered,
+    OrderType,
+)
+from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.users import UserRegistered
+from ledger.errors import EventExists
+from ledger.event import Amount, Event, NewEvent, RecordedEvent, VenueAmount
+from ledger.journal import Journal
+from ledger.settings import Settings
+from projections import protection
+from projections.database import Database
+from projections.groups import GROUPS, TRADING
+from projections.orders import Order
+from projections.positions import Position
+from projections.projector import Projector
+from projections.protection import Tables
+from projections.reactor import Reaction, Reactor
+from projections.replaying import fold_prefix
+from projections.verification import verify
+from tests.ledger.support import ROOT, environment
+from tests.projections.support import an_id
+
+USER = an_id("trader")
+BUY, SELL = Action.BUY, Action.SELL
+
+
+class Desk:
+    """A trader's desk: what happens to positions and orders, and what the reactor does about it."""
+
+    def __init__(self, journal: Journal, database: Database) -> None:
+        self.journal = journal
+        self.database = database
+        self.reactions: list[Reaction] = []
+        self.reactor = self.new_reactor()
+        self.fills = 0
+
+    def new_reactor(self) -> Reactor:
+        """Return one more reactor."""
+        return Reactor(self.database, self.journal, reacted=self.reactions.append)
+
+    async def append(self, *events: Event) -> list[UUID]:
+        """Append events; return their ids."""
+        new = [NewEvent(event) for event in events]
+        await self.journal.append(new)
+        return [each.event_id for each in new]
+
+    async def trade(
+        self, action: Action, quantity: str, price: str = "100", order_id: UUID | None = None
+    ) -> None:
+        """Execute a trade of the user in BTC."""
+        self.fills += 1
+        await self.append(
+            OrderFilled(
+                order_id=order_id or an_id(f"trade {self.fills}"),
+                user_id=USER,
+                fill_id=f"fill {self.fills}",
+                token="BTC",
+                action=action,
+                price=VenueAmount(price),
+                quantity=VenueAmount(quantity),
+            )
+        )
+
+    async def open(
+        self, action: Action = BUY, stop: str | None = "90", target: str | None = "120"
+    ) -> UUID:
+        """Open a position of 2 at 100 with levels; return its id."""
+        await self.append(UserRegistered(user_id=USER, username="trader"))
+        await self.trade(action, "2")
+        [position] = await self.rows(Position)
+        await self.protect(position.position_id, stop, target)
+        return position.position_id  # type: ignore[no-any-return]
+
+    async def protect(self, position_id: UUID, stop: str | None, target: str | None) -> None:
+        """Set the levels of a position."""
+        await self.append(
+            ProtectionSet(
+                position_id=position_id,
+                stop_loss=Amount(stop) if stop else None,
+                take_profit=Amount(target) if target else None,
+                book=f"book:{USER}:BTC",
+            )
+        )
+
+    async def rest(self, name: str, kind: OrderType, trigger: str, action: Action = SELL) -> UUID:
+        """Let an order rest at the venue that may only reduce the position."""
+        order_id = an_id(name)
+        await self.append(
+            OrderPlaced(
+                order_id=order_id,
+                user_id=USER,
+                token="BTC",
+                action=action,
+                order_type=kind,
+                quantity=Amount("2"),
+                trigger_price=Amount(trigger),
+                reduce_only=True,
+            ),
+            OrderAccepted(order_id=order_id),
+        )
+        return order_id
+
+    async def mark(self, price: str, seconds_ago: float | None = None) -> UUID:
+        """Mark BTC, now or some time ago; return the event's id."""
+        at = None
+        if seconds_ago is not None:
+            at = self.journal.now() - timedelta(seconds=seconds_ago)
+        new = NewEvent(PriceMarked(token="BTC", price=VenueAmount(price)), occurred_at=at)
+        await self.journal.append(new)
+        return new.event_id
+
+    async def react(self, reactor: Reactor | None = None) -> None:
+        """Let a reactor see all there is."""
+        await (reactor or self.reactor).run(asyncio.Event(), await self.journal.size())
+
+    async def rows(self, model: type[Position] | type[Order]) -> list[Any]:
+        """Return the rows of a live table, which is brought up to date first."""
+        await Projector(self.database, self.journal, TRADING).catch_up()
+        async with self.database.session() as session:
+            return list(await session.scalars(sa.select(model)))
+
+    async def events(self, *kinds: type[Event]) -> list[RecordedEvent]:
+        """Return the events of some types."""
+        return [each async for each in self.journal.read() if isinstance(each.event, kinds)]
+
+    async def closing(self) -> list[Any]:
+        """Return the closing orders that were placed because of a level."""
+        found = await self.events(OrderPlaced)
+        return [each.event for each in found if each.event.closes_position_id]  # type: ignore[attr-defined]
+
+
+@pytest.fixture
+def desk(journal: Journal, database: Database) -> Desk:
+    """A desk on a fresh journal."""
+    return Desk(journal, database)
+
+
+@pytest.mark.parametrize(
+    ("action", "stop", "target", "prices", "crossing", "level"),
+    [
+        (BUY, "90", "120", ["90.00000001", "119.99999999", "90"], 2, "stop_loss"),
+        (BUY, "90", "120", ["100", "120", "89"], 1, "take_profit"),
+        (SELL, "110", "80", ["109.9", "80.1", "110"], 2, "stop_loss"),
+        (SELL, "110", "80", ["80", "111"], 0, "take_profit"),
+        (BUY, None, "120", ["1", "121"], 1, "take_profit"),
+        (SELL, "110", None, ["1", "111"], 1, "stop_loss"),
+    ],
+)
+async def test_a_crossed_level_places_one_closing_order(
+    desk: Desk,
+    action: Action,
+    stop: str | None,
+    target: str | None,
+    prices: Sequence[str],
+    crossing: int,
+    level: str,
+) -> None:
+    """The first mark at or beyond a level closes the whole position, and says what caused it."""
+    position_id = await desk.open(action, stop, target)
+    marks = [await desk.mark(price) for price in prices]
+    await desk.react()
+    [placed] = await desk.events(OrderPlaced)
+    order = placed.event
+    assert isinstance(order, OrderPlaced)
+    assert placed.metadata.causation_id == marks[crossing]
+    assert placed.metadata.actor == "reactor"
+    assert (order.closes_position_id, order.reduce_only) == (position_id, True)
+    assert (order.quantity, order.action) == (Amount("2"), SELL if action == BUY else BUY)
+    assert order.extra_data == {"protection": level}
+    assert [each.subject for each in desk.reactions] == [order.order_id]
+
+
+async def test_one_order_however_often_the_level_is_crossed(desk: Desk) -> None:
+    """More marks, other reactors and a new start meet the order that is there."""
+    await desk.open()
+    for _ in range(3):
+        await desk.mark("80")
+        await desk.react()
+        await asyncio.gather(*(desk.react(desk.new_reactor()) for _ in range(3)))
+    assert len(await desk.closing()) == 1
+    assert len(desk.reactions) == 1
+
+
+@pytest.mark.parametrize("ending", [OrderRejected, OrderExpired])
+async def test_a_closing_order_that_fails_arms_the_level_again(
+    desk: Desk, ending: type[OrderRejected] | type[OrderExpired]
+) -> None:
+    """The next mark beyond the level places another order; marks from before do not."""
+    await desk.open()
+    await desk.mark("80")
+    await desk.react()
+    [first] = await desk.closing()
+    refusal = OrderRejected(order_id=first.order_id, reason="closed for lunch")
+    fact = refusal if ending is OrderRejected else OrderExpired(order_id=first.order_id)
+    await desk.append(fact)
+    await desk.react(desk.new_reactor())
+    assert len(await desk.closing()) == 1
+    await desk.mark("85")
+    await desk.react()
+    first, second = await desk.closing()
+    assert first.order_id != second.order_id
+
+
+async def test_a_rest_that_a_closing_order_left_is_protected_again(desk: Desk) -> None:
+    """A position that grew while its closing order was under way keeps its levels for the rest."""
+    await desk.open()
+    await desk.mark("80")
+    await desk.react()
+    [first] = await desk.closing()
+    await desk.trade(BUY, "1")
+    await desk.trade(SELL, "2", "80", first.order_id)
+    await desk.mark("79")
+    await desk.react()
+    assert [order.quantity for order in await desk.closing()] == [Amount("2"), Amount("1")]
+
+
+async def test_stale_marks_are_ignored(desk: Desk) -> None:
+    """Neither a mark of long ago nor one from before another that is known closes anything."""
+    await desk.open()
+    await desk.mark("80", seconds_ago=61)
+    await desk.mark("100", seconds_ago=1)
+    await desk.mark("80", seconds_ago=2)
+    await desk.react()
+    assert await desk.closing() == []
+    await desk.mark("80", seconds_ago=0.5)
+    await desk.react()
+    assert len(await desk.closing()) == 1
+
+
+async def test_a_level_counts_from_when_it_was_set(desk: Desk) -> None:
+    """Marks from before the level, and levels taken away meanwhile, close nothing."""
+    position_id = await desk.open(stop=None, target=None)
+    await desk.mark("80")
+    await desk.protect(position_id, "90", "120")
+    await desk.react()
+    await desk.mark("80")
+    await desk.protect(position_id, None, None)
+    await desk.react()
+    assert await desk.closing() == []
+
+
+async def test_a_position_that_a_trader_closes_is_never_flipped(desk: Desk) -> None:
+    """While a trader closes, the order is placed before, for all there is, or not at all.
+
+    One that was placed before and has not been executed is asked to be cancelled.
+    """
+    await desk.append(UserRegistered(user_id=USER, username="trader"))
+    placed_before = 0
+    for number in range(12):
+        await desk.trade(BUY, "2")
+        position = next(row for row in await desk.rows(Position) if row.status == "open")
+        await desk.protect(position.position_id, "90", "120")
+        await desk.mark("80")
+        await asyncio.gather(desk.react(), desk.trade(SELL, "2", "80"))
+        await desk.react()
+        position_id = position.position_id
+        mine = [each for each in await desk.closing() if each.closes_position_id == position_id]
+        placed_before += len(mine)
+        for order in mine:
+            await assert_it_fitted(desk, order)
+            await desk.append(OrderExpired(order_id=order.order_id))
+        await desk.mark("100")
+        assert len(mine) <= 1, number
+    asked = await desk.events(OrderCancelRequested)
+    assert len(asked) == placed_before
+
+
+async def assert_it_fitted(desk: Desk, order: OrderPlaced) -> None:
+    """When the order was placed the position was open and of its size."""
+    [recorded] = [each for each in await desk.events(OrderPlaced) if each.event == order]
+    state = await fold_prefix(desk.journal, TRADING, recorded.offset)
+    assert order.closes_position_id is not None
+    row = state.rows(Position).get(order.closes_position_id)
+    assert row is not None
+    assert (row.status, row.size) == ("open", order.quantity)
+
+
+async def test_replays_and_verification_fire_nothing(desk: Desk) -> None:
+    """Folding marks, live or again, appends no event."""
+    await desk.open()
+    await desk.mark("80")
+    size = await desk.journal.size()
+    for group in GROUPS.values():
+        await Projector(desk.database, desk.journal, group).catch_up()
+        await fold_prefix(desk.journal, group, size)
+    result = await verify(desk.database, desk.journal, GROUPS.values())
+    assert (result.differences, await desk.journal.size()) == (0, size)
+
+
+async def test_a_resting_order_is_activated_once(desk: Desk) -> None:
+    """A stop that the venue took is triggered by the first mark at its price, and by no other."""
+    await desk.open(stop=None, target=None)
+    order_id = await desk.rest("stop", OrderType.STOP_LOSS, "90")
+    await desk.mark("90.01")
+    crossing = await desk.mark("90")
+    await asyncio.gather(desk.react(), *(desk.react(desk.new_reactor()) for _ in range(3)))
+    await desk.mark("80")
+    await desk.react()
+    [triggered] = await desk.events(OrderTriggered)
+    assert triggered.event == OrderTriggered(order_id=order_id, price=VenueAmount("90"))
+    assert triggered.metadata.causation_id == crossing
+
+
+async def test_an_order_that_the_venue_did_not_take_is_not_activated(desk: Desk) -> None:
+    """Nor is one that is being cancelled, and none by a mark from before it was taken."""
+    await desk.open(stop=None, target=None)
+    await desk.append(
+        OrderPlaced(
+            order_id=an_id("untaken"),
+            user_id=USER,
+            token="BTC",
+            action=SELL,
+            order_type=OrderType.STOP_LOSS,
+            quantity=Amount("2"),
+            trigger_price=Amount("90"),
+        )
+    )
+    await desk.mark("80")
+    taken = await desk.rest("stop", OrderType.STOP_LOSS, "90")
+    await desk.react()
+    await desk.append(OrderCancelRequested(order_id=taken))
+    await desk.mark("80")
+    await desk.react()
+    assert await desk.events(OrderTriggered) == []
+
+
+async def test_stop_and_target_cancel_each_other(desk: Desk) -> None:
+    """Only one of them works at a time; when it has closed the position, the other has to go."""
+    await desk.open(stop=None, target=None)
+    stop = await desk.rest("stop", OrderType.STOP_LOSS, "90")
+    target = await desk.rest("target", OrderType.TAKE_PROFIT, "120")
+    await desk.mark("90")
+    await desk.react()
+    await desk.mark("120")
+    await desk.react()
+    assert [each.event.order_id for each in await desk.events(OrderTriggered)] == [stop]  # type: ignore[attr-defined]
+    await desk.trade(SELL, "2", "90", stop)
+    await desk.react()
+    await desk.react(desk.new_reactor())
+    [asked] = await desk.events(OrderCancelRequested)
+    assert asked.event == OrderCancelRequested(order_id=target)
+
+
+async def test_a_rejected_stop_leaves_the_target_at_work(desk: Desk) -> None:
+    """When the activated one of two is refused, the other may be activated."""
+    await desk.open(stop=None, target=None)
+    stop = await desk.rest("stop", OrderType.STOP_LOSS, "90")
+    target = await desk.rest("target", OrderType.TAKE_PROFIT, "120")
+    await desk.mark("90")
+    await desk.react()
+    await desk.append(OrderRejected(order_id=stop, reason="closed for lunch"))
+    await desk.mark("120")
+    await desk.react()
+    found = [each.event.order_id for each in await desk.events(OrderTriggered)]  # type: ignore[attr-defined]
+    assert found == [stop, target]
+
+
+async def test_levels_and_resting_orders_close_a_position_once(desk: Desk) -> None:
+    """A mark that crosses a level and a resting stop leads to one order that closes."""
+    await desk.open()
+    await desk.rest("stop", OrderType.STOP_LOSS, "90")
+    await desk.mark("80")
+    await asyncio.gather(desk.react(), desk.react(desk.new_reactor()))
+    fired = len(await desk.closing()) + len(await desk.events(OrderTriggered))
+    assert fired == 1
+
+
+async def test_a_liquidation_ends_what_was_to_reduce_the_position(desk: Desk) -> None:
+    """The orders of a liquidated position are asked to be cancelled, by a new reactor as well."""
+    position_id = await desk.open(stop=None, target=None)
+    order_id = await desk.rest("stop", OrderType.STOP_LOSS, "90")
+    await desk.append(
+        PositionLiquidated(
+            position_id=position_id, price=VenueAmount("50"), book=f"book:{USER}:BTC"
+        )
+    )
+    await desk.react(desk.new_reactor())
+    [asked] = await desk.events(OrderCancelRequested)
+    assert asked.event == OrderCancelRequested(order_id=order_id)
+
+
+async def test_what_cannot_be_protected_is_said(desk: Desk) -> None:
+    """A position whose user nobody registered is reported once, and not forgotten in silence."""
+    await desk.trade(BUY, "2")
+    [position] = await desk.rows(Position)
+    await desk.protect(position.position_id, "90", None)
+    for _ in range(2):
+        await desk.mark("80")
+        await desk.react()
+    assert [str(each) for each in desk.reactions] == [
+        f"cannot protect position {position.position_id}: its user is not registered"
+    ]
+
+
+async def test_the_program_reacts_and_says_what_it_did(desk: Desk, settings: Settings) -> None:
+    """`projections react --once` sees all there is, prints a line for each reaction, and ends."""
+    position_id = await desk.open()
+    await desk.mark("80")
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "projections", "react", "--once"],
+        env=environment(settings.database_url),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    [order] = await desk.closing()
+    [line] = done.stdout.splitlines()
+    assert line.startswith(f"stop_loss of position {position_id} placed order {order.order_id}: ")
+
+
+async def look(desk: Desk) -> Tables:
+    """Read the tables as a reactor does."""
+    await Projector(desk.database, desk.journal, TRADING).catch_up()
+    async with desk.database.snapshot() as connection:
+        positions = await connection.execute(sa.select(*Position.__table__.c))
+        resting = await connection.execute(sa.select(*Order.__table__.c).where(Order.reduce_only))
+        return Tables(await desk.journal.size(), positions.all(), resting.all())
+
+
+@pytest.mark.parametrize(
+    ("meanwhile", "placed"),
+    [
+        ("nothing", 1),
+        ("a mark", 1),
+        ("a fill", 0),
+        ("a liquidation", 0),
+        ("levels", 0),
+        ("a stop", 0),
+    ],
+)
+async def test_a_closing_order_is_bound_to_what_was_read(
+    desk: Desk, meanwhile: str, placed: int
+) -> None:
+    """What moves the position after the tables were read keeps the order from being placed."""
+    position_id = await desk.open()
+    stop = await desk.rest("stop", OrderType.STOP_LOSS, "90")
+    mark = await desk.mark("80")
+    tables = await look(desk)
+    [recorded] = [each async for each in desk.journal.read() if each.event_id == mark]
+    [position] = tables.positions
+    crossed = protection.crossing(tables, position, [(recorded, recorded.event)])  # type: ignore[list-item]
+    assert crossed is not None
+    order = protection.closing_order(position, crossed)
+    assert order is not None
+    await happen(desk, meanwhile, position_id, stop)
+    conditions = protection.closing_conditions(tables, position, order)
+    with contextlib.suppress(EventExists):
+        await desk.journal.append(NewEvent(order), *conditions)
+    assert len(await desk.closing()) == placed
+
+
+async def happen(desk: Desk, what: str, position_id: UUID, stop: UUID) -> None:
+    """Let something happen to the position, or nothing that matters."""
+    match what:
+        case "a mark":
+            await desk.mark("70")
+        case "a fill":
+            await desk.trade(SELL, "1")
+        case "a liquidation":
+            price, book = VenueAmount("50"), f"book:{USER}:BTC"
+            await desk.append(PositionLiquidated(position_id=position_id, price=price, book=book))
+        case "levels":
+            await desk.protect(position_id, "70", None)
+        case "a stop":
+            await desk.append(OrderTriggered(order_id=stop))

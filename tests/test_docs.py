@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
 import tomllib
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 
 import ledger.domain  # noqa: F401 - registers the event types
 from ledger.event import event_types
+from ledger.services import open_ledger
 from ledger.settings import Settings
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +61,22 @@ async def test_the_example_of_the_readme_runs(
     monkeypatch.setenv("LEDGER_DATABASE_URL", sqlite_url)
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 - the project's own words
     assert await names["place"](uuid4()) == (0,)
+
+
+async def test_the_examples_for_services_run(sqlite_url: str) -> None:
+    """All code of docs/services.md runs, one piece after the other, and has every function."""
+    text = read("docs/services.md")
+    async with open_ledger(Settings(database_url=sqlite_url)) as ledger:
+        names: dict[str, Any] = {"ledger": ledger}
+        for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            compiled = compile(code, "docs/services.md", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(compiled, names)  # noqa: S307 - the project's own words
+            if inspect.iscoroutine(result):
+                await result
+        for service in ("users", "api_keys", "orders", "positions", "markets"):
+            for name, function in inspect.getmembers(getattr(ledger, service), inspect.ismethod):
+                if inspect.iscoroutinefunction(function) and not name.startswith("_"):
+                    assert name == "close" or f"ledger.{service}.{name}(" in text
 
 
 def test_the_lock_file_names_no_machine_and_no_registry() -> None:

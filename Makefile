@@ -3,11 +3,12 @@
 PYTHON ?=
 ARGS ?=
 python := .venv/bin/python
+parallel := --numprocesses=2 --dist=worksteal
 
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format lock bench-append clean
+.PHONY: help setup demo test mutation lint format lock bench-append clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
@@ -18,8 +19,11 @@ setup: ## make .venv from requirements.lock (PYTHON=... names the interpreter)
 demo: setup ## run the example from end to end
 	@$(python) examples/demo.py
 
-test: setup ## run the tests (ARGS=... goes to pytest)
-	@$(python) -m pytest $(ARGS)
+test: setup ## run the tests, two at a time (ARGS=... goes to pytest)
+	@$(python) -m pytest $(parallel) $(ARGS)
+
+mutation: setup ## change the domain and its folds bit by bit: do the tests notice?
+	@$(python) -m tests.mutation $(ARGS)
 
 lint: setup ## check style, types, import rules and migrations
 	$(python) -m ruff check .

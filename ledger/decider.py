@@ -17,6 +17,7 @@ from uuid import UUID, uuid5
 from weakref import WeakValueDictionary
 
 import msgspec
+from uuid_utils.compat import uuid7
 
 from ledger.conditions import Condition, ExpectedVersion
 from ledger.errors import (
@@ -116,7 +117,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Where a command comes from: what its events carry beside their data.
 
     With a `command_id` a command can be repeated after an unknown outcome: the ids of its events
-    follow from it, so they are stored once, and the repeated call returns where they are.
+    follow from it and the command's name, so they are stored once, and the repeated call returns
+    where they are. One id stands for one call: with other values it is still the first that counts.
     `occurred_at` None means the time of recording.
     """
 
@@ -124,15 +126,22 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     occurred_at: datetime | None = None
     metadata: Metadata | None = None
 
-    def of(self, events: Sequence[Event]) -> list[NewEvent]:
-        """Return the events on their way into the journal."""
-        return [self._new(number, event) for number, event in enumerate(events)]
+    def of(self, command: str, events: Sequence[Event]) -> list[NewEvent]:
+        """Return the events of a command on their way into the journal."""
+        return [
+            NewEvent(
+                event,
+                "",
+                self.event_id(command, number) or uuid7(),
+                self.occurred_at,
+                self.metadata,
+            )
+            for number, event in enumerate(events)
+        ]
 
-    def _new(self, number: int, event: Event) -> NewEvent:
-        if self.command_id is None:
-            return NewEvent(event, occurred_at=self.occurred_at, metadata=self.metadata)
-        event_id = uuid5(self.command_id, str(number))
-        return NewEvent(event, "", event_id, self.occurred_at, self.metadata)
+    def event_id(self, command: str, number: int = 0) -> UUID | None:
+        """Return the id of a command's event, None where any will do."""
+        return None if self.command_id is None else uuid5(self.command_id, f"{command} {number}")
 
 
 ORIGIN = Origin()
@@ -185,7 +194,9 @@ class Deciding:
         loaded = known
         if events:
             loaded = Loaded(state, known.version + len(events), events[-1].offset)
-        self._kept[id(decider), name] = loaded
+        # Another call may have read more meanwhile, and what is known only grows.
+        if loaded.version >= self.known(decider, name).version:
+            self._kept[id(decider), name] = loaded
         self._kept.move_to_end((id(decider), name))
         while len(self._kept) > STATES_KEPT_MAX:
             self._kept.popitem(last=False)
@@ -205,25 +216,29 @@ class Deciding:
         `guard` looks at what else the command depends on and returns the conditions under which
         that still holds. Raises CommandRefused, Contended, and what an append raises.
         """
+        name = type(command).__name__
 
         async def attempt() -> Done[S]:
             loaded = await self.load(decider, stream)
             try:
                 conditions = await guard() if guard else ()
                 events = tuple(decider.decide(command, loaded.state))
-                if not events:
-                    return Done(events, loaded.state)
-                expected = ExpectedVersion(stream, loaded.version)
-                appended = await self.journal.append(origin.of(events), expected, *conditions)
+                if events:
+                    new = origin.of(name, events)
+                    expected = ExpectedVersion(stream, loaded.version)
+                    appended = await self.journal.append(new, expected, *conditions)
+                    return Done(events, loaded.state, appended)
             except (CommandRefused, EventIdConflict):
-                earlier = await self._earlier(stream, origin.command_id, loaded.state)
+                earlier = await self._earlier(stream, name, origin, loaded.state)
                 if earlier is None:
                     raise
                 return earlier
-            return Done(events, loaded.state, appended)
+            # A command that finds all as it should be may be the repetition that made it so.
+            earlier = await self._earlier(stream, name, origin, loaded.state)
+            return earlier or Done((), loaded.state)
 
         async with self.turn(stream):
-            return await self.until_stored(attempt, type(command).__name__, stream)
+            return await self.until_stored(attempt, name, stream)
 
     async def until_stored(
         self, attempt: Callable[[], Awaitable[T]], command: str, subject: str
@@ -240,13 +255,13 @@ class Deciding:
                 await asyncio.sleep(random.uniform(0, pause_seconds))  # noqa: S311 - no secret
         raise Contended(command, subject, self._tries_max)
 
-    async def _earlier(self, stream: str, command_id: UUID | None, state: S) -> Done[S] | None:
-        """Return what an earlier run of the same command stored."""
-        if command_id is None:
+    async def _earlier(self, stream: str, command: str, origin: Origin, state: S) -> Done[S] | None:
+        """Return what an earlier run of the same command stored in the stream."""
+        if origin.command_id is None:
             return None
         found: list[RecordedEvent] = []
         for each in await self.journal.read_stream(stream):
-            if each.event_id == uuid5(command_id, str(len(found))):
+            if each.event_id == origin.event_id(command, len(found)):
                 found.append(each)
         if not found:
             return None

@@ -16,7 +16,7 @@ import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timedelta
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 import sqlalchemy as sa
@@ -197,12 +197,11 @@ class Reactor:
     ) -> None:
         """Append an event of the reactor's own, once; somebody else may have been faster."""
         version = next(each.version for each in conditions if isinstance(each, ExpectedVersion))
-        origin = Origin(
-            command_id=uuid5(event.order_id, f"{type(event).__name__} {version}"),
-            metadata=Metadata(actor=ACTOR, causation_id=because),
-        )
+        metadata = Metadata(actor=ACTOR, causation_id=because)
+        origin = Origin(command_id=event.order_id, metadata=metadata)
+        new = origin.of(f"{ACTOR} {type(event).__name__} {version}", [event])
         try:
-            appended = await self._journal.append(origin.of([event]), *conditions)
+            appended = await self._journal.append(new, *conditions)
         except EventIdConflict:
             return  # another reactor has done the same because of another mark
         except VersionConflict as error:

@@ -262,7 +262,9 @@ class ApiKeys:
             source=wanted.source,
         )
         try:
-            appended = await self._deciding.journal.append(wanted.origin.of([used]), *conditions)
+            appended = await self._deciding.journal.append(
+                wanted.origin.of("UseKey", [used]), *conditions
+            )
         except TooManyEvents:
             return KeyReason.RATE_LIMITED
         self._remember(key.key_id, appended)

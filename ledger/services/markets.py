@@ -44,4 +44,5 @@ class Markets:
         event = decide(MarkPrice(token=token, source=source, **amounts))
         if occurred_at is not None:
             origin = msgspec.structs.replace(origin, occurred_at=occurred_at)
-        return Marked(event, await self._journal.append(origin.of([event])))
+        new = origin.of(type(event).__name__, [event])
+        return Marked(event, await self._journal.append(new))

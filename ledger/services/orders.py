@@ -353,7 +353,7 @@ class Orders:
 
     async def _fact(self, event: OrderEvent, origin: Origin) -> Recorded:
         """Record a fact whatever the order's state: nothing is decided, so nothing is loaded."""
-        [new] = origin.of([event])
+        [new] = origin.of(type(event).__name__, [event])
         return await self._append(event, new)
 
     async def _append(self, event: OrderEvent, new: NewEvent) -> Recorded:

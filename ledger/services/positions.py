@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 
@@ -86,7 +86,7 @@ class Positions:
             try:
                 return await self._attempt(command, origin)
             except (CommandRefused, EventIdConflict):
-                earlier = await self._earlier(command.book, origin.command_id)
+                earlier = await self._earlier(command, origin)
                 if earlier is None:
                     raise
                 return earlier
@@ -99,14 +99,18 @@ class Positions:
         book = await self._deciding.load_tagged(self._decider, command.book)
         [event] = self._decider.decide(command, book.state)
         unmoved = NoEvent(types=MOVING, tag=command.book, after=book.offset)
-        return _stored(event, await self._journal.append(origin.of([event]), unmoved))
+        new = origin.of(type(command).__name__, [event])
+        return _stored(event, await self._journal.append(new, unmoved))
 
-    async def _earlier(self, book: str, command_id: UUID | None) -> PositionStored | None:
+    async def _earlier(
+        self, command: SetProtection | Liquidate, origin: Origin
+    ) -> PositionStored | None:
         """Return what an earlier run of the same command stored."""
-        if command_id is None:
+        event_id = origin.event_id(type(command).__name__)
+        if event_id is None:
             return None
-        for each in await self._journal.read_tagged(book):
-            if each.event_id == uuid5(command_id, "0"):
+        for each in await self._journal.read_tagged(command.book):
+            if each.event_id == event_id:
                 return _stored(each.event, Appended((each.offset,), duplicate=True))
         return None
 

@@ -239,7 +239,7 @@ class Users:
             events = tuple(USER.decide(now, loaded.state))
             is_refusal = all(isinstance(each, LoginFailed) and not each.counts for each in events)
             expected = () if is_refusal else (ExpectedVersion(stream, loaded.version),)
-            appended = await deciding.journal.append(origin.of(events), *expected)
+            appended = await deciding.journal.append(origin.of("Login", events), *expected)
             return Done(events, loaded.state, appended)
 
         async with deciding.turn(stream):

@@ -131,3 +131,30 @@ def test_an_amount_of_a_command_must_fit() -> None:
     with pytest.raises(InvalidCommand, match=r"Count\.amount: .* too many digits") as wrong:
         Count(amount="0.000000001")  # type: ignore[arg-type] # becomes an amount
     assert wrong.value.field == "amount"
+
+
+class Recount(Count):
+    """Another command on the same stream."""
+
+
+async def test_one_id_for_two_commands_stores_both(journal: Journal) -> None:
+    """The ids of events follow from the command's name too, so none is taken for the other."""
+    origin = Origin(command_id=uuid4())
+    for command in (Count(), Recount(), Count(limit=0)):
+        done = await Deciding(journal).execute(COUNTER, "counter", command, origin=origin)
+        assert done.appended
+        assert done.appended.duplicate == (command.limit == 0)
+    assert await journal.size() == 2
+
+
+async def test_what_is_known_only_grows(journal: Journal) -> None:
+    """A slow read that ends last does not put an older state in the place of a newer one."""
+    deciding = Deciding(journal)
+    await deciding.execute(COUNTER, "counter", Count())
+    known = deciding.known(COUNTER, "counter")
+    slow = deciding.load(COUNTER, "counter")
+    await Deciding(journal).execute(COUNTER, "counter", Count())
+    first = asyncio.create_task(slow)
+    loaded = await asyncio.gather(first, *(deciding.load(COUNTER, "counter") for _ in range(5)))
+    assert {each.version for each in loaded} == {2}
+    assert (known.version, deciding.known(COUNTER, "counter").version) == (0, 2)

@@ -8,7 +8,7 @@ from fractions import Fraction
 from typing import Any
 from uuid import UUID
 
-from hypothesis import settings
+from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -426,4 +426,9 @@ def decimal(value: Fraction) -> Decimal:
 
 
 TestTrading: Any = Trading.TestCase
-TestTrading.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestTrading.settings = settings(
+    max_examples=200,
+    stateful_step_count=50,
+    deadline=None,
+    phases=[Phase.reuse, Phase.generate, Phase.shrink],
+)

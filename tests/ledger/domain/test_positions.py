@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from decimal import Decimal, DivisionByZero, localcontext
+from decimal import ROUND_HALF_EVEN, Decimal, DivisionByZero, localcontext
 from uuid import UUID, uuid5
 
 import msgspec
@@ -117,6 +117,7 @@ def test_effects_are_rounded_to_the_context() -> None:
         rounded = +Decimal(DIGITS)
         assert effect_of(event) == Effect(rounded, rounded, rounded)
     assert rounded != Decimal(DIGITS)
+    assert (CONTEXT.prec, CONTEXT.rounding) == (50, ROUND_HALF_EVEN)
     with pytest.raises(DivisionByZero), localcontext(CONTEXT):
         Decimal(1) / 0
 
@@ -175,6 +176,7 @@ def record(event: Event, offset: int) -> RecordedEvent:
 def after(events: Sequence[Event], journal: str = "main") -> Book:
     """Return the book after these events."""
     decider = BookDecider(journal)
+    assert (decider.initial, decider.decide, decider.evolve) == (Book(), decide, evolve)
     book = decider.initial
     for offset, event in enumerate(events):
         book = decider.take(book, record(event, offset))
@@ -197,6 +199,13 @@ def test_a_book_is_opened_moved_closed_and_opened_again() -> None:
         assert after(events[:count]).position_id == opened_by(0, first, is_first=True)
     assert after(events).position_id == opened_by(4, second, is_first=True)
     assert after([]) == Book()
+    empty = Book(
+        size=Decimal(0), cycles=0, position_id=None, explicit_id=None, user_id=None, token=None
+    )
+    assert Book() == empty
+    assert after([fill("0.5"), fill("0.25")]) == msgspec.structs.replace(
+        after([fill("0.5")]), size=Decimal("0.75")
+    )
     assert after(events[:1]).is_of(USER, "SOL")
     assert not after(events[:1]).is_of(OTHER, "SOL")
     assert not after(events[:1]).is_of(USER, "ETH")
@@ -246,13 +255,11 @@ def test_a_fill_of_another_on_an_explicit_position_moves_nothing() -> None:
 
 def test_sizes_are_those_of_the_fold() -> None:
     """A sum of more than 50 digits is rounded in the one context, whatever the caller's is."""
-    tiny = "0.000000000000000000000000000001"
-    big = "1" + "0" * 30
     with localcontext() as context:
         context.prec = 5
-        book = after([fill(big), fill(tiny)])
+        book = after([fill(DIGITS), fill("0.1")])
     with localcontext(CONTEXT):
-        assert book.size == Decimal(big) + Decimal(tiny)
+        assert book.size == Decimal(DIGITS) + Decimal("0.1") != Decimal(DIGITS)
     assert after([fill("0.1234567890123"), fill("0.1")]).size == Decimal("0.2234567890123")
 
 
@@ -273,7 +280,7 @@ def test_a_liquidation_closes_its_own_cycle(journal: str) -> None:
     assert evolve(later, ProtectionSet(position_id=POSITION)) is later
 
 
-LONG, SHORT = [fill("4")], [fill("-4")]
+LONG, SHORT = [fill("0.4")], [fill("-0.4")]
 
 
 def protect(**fields: object) -> SetProtection:
@@ -333,7 +340,8 @@ def test_levels_that_nobody_could_set(
     with pytest.raises(InvalidCommand) as caught:
         decide(protect(**levels), after(events))
     assert (caught.value.command, caught.value.field) == ("SetProtection", field)
-    assert reason in caught.value.reason
+    assert caught.value.reason.startswith(reason)
+    assert caught.value.reason.endswith((" position needs it", levels[field]))
 
 
 @pytest.mark.parametrize(
@@ -363,7 +371,7 @@ def liquidate(**fields: object) -> Liquidate:
 
 def test_a_liquidation_names_the_cycle_that_is_open_or_was_last() -> None:
     """The fact is recorded with price and fee, also when it comes too late."""
-    for events in (LONG, [*LONG, fill("-4")]):
+    for events in (LONG, [*LONG, fill("-0.4")]):
         [event] = decide(liquidate(fee="0.1"), after(events))
         assert event == PositionLiquidated(
             position_id=after(LONG).position_id or an_id("none"),

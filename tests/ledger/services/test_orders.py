@@ -41,7 +41,7 @@ from ledger.domain.orders import (
     position_tag,
 )
 from ledger.domain.users import UserDeactivated, UserErased, UserReactivated, UserRegistered
-from ledger.errors import CommandRefused, EventIdConflict, InvalidCommand
+from ledger.errors import CommandRefused, InvalidCommand
 from ledger.event import Metadata, NewEvent, VenueAmount
 from ledger.journal import Journal
 from ledger.services import Ledger
@@ -242,8 +242,9 @@ async def test_a_repeated_placing_is_stored_once(journal: Journal, orders: Order
     late = await orders.place(user_id=USER, action=Action.SELL, origin=origin, **terms)
     assert (late.size, late.is_new) == (first.size, False)
     assert Counter(map(type, await stored(journal))) == {OrderPlaced: 2}
-    with pytest.raises(EventIdConflict):
-        await orders.accepted(order_id=first.order_id, origin=origin)
+    for is_new in (True, False):
+        accepted = await orders.accepted(order_id=first.order_id, origin=origin)
+        assert (accepted.is_new, type(accepted.event)) == (is_new, OrderAccepted)
 
 
 async def test_a_fill_reported_again_is_stored_once(journal: Journal, orders: Orders) -> None:

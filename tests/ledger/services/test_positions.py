@@ -125,7 +125,8 @@ async def test_an_id_that_means_something_else_is_refused(journal: Journal) -> N
     await fill(journal, 4)
     command_id = uuid4()
     other = ProtectionSet(position_id=EXPLICIT)
-    await journal.append(NewEvent(other, event_id=uuid5(command_id, "0")))
+    taken = uuid5(command_id, "SetProtection 0")
+    await journal.append(NewEvent(other, event_id=taken))
     with pytest.raises(EventIdConflict):
         await Positions(Deciding(journal)).protect(
             user_id=USER, token="SOL", origin=Origin(command_id=command_id)

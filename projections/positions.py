@@ -85,6 +85,7 @@ class Position(TimedModel):
     status: Mapped[str] = mapped_column(sa.String(20), default=OPEN)
     opened_at: Mapped[datetime]
     closed_at: Mapped[datetime | None]
+    closed_size: Mapped[int | None] = mapped_column(OFFSET)
     strategy: Mapped[str | None]
     extra_data: Mapped[dict[str, Any] | None]
     other_fees: Mapped[dict[str, str]] = mapped_column(default=dict)
@@ -337,6 +338,7 @@ def _close(
     row.exact_size = row.cost_basis = ZERO
     row.status = status
     row.closed_at = recorded.occurred_at
+    row.closed_size = recorded.offset + 1
     row.armed_size = None
     state.rows(Position).rename(row, "closing_order_id", None)
 

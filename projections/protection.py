@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 import sqlalchemy as sa
-from ledger.domain.order_stages import Stage
 
 from ledger.conditions import Condition, ExpectedVersion, NoEvent
 from ledger.domain.marks import PriceMarked
+from ledger.domain.order_stages import Stage
 from ledger.domain.orders import (
     Action,
     OrderAccepted,
@@ -30,6 +30,7 @@ from ledger.domain.positions import (
     MOVING,
     PositionLiquidated,
     ProtectionSet,
+    closing_order_id,
     position_stream,
 )
 from ledger.event import Amount, RecordedEvent
@@ -39,7 +40,6 @@ PROTECTIVE = (OrderType.STOP_LOSS, OrderType.TAKE_PROFIT)
 CHANGING = (*MOVING, ProtectionSet)
 """What changes a position or its levels."""
 
-_IDS = UUID("0e7c2f4b-6a57-5d0b-8a57-5a0b7f0c1d42")
 _UNIT = Decimal(1).scaleb(-Amount.decimal_places)
 _LIMIT = Decimal(10) ** Amount.integer_digits
 
@@ -77,11 +77,6 @@ class Crossing(msgspec.Struct, frozen=True):
 
 class CannotProtect(Exception):
     """No order that the ledger could hold would close the position; the message says why."""
-
-
-def closing_order_id(position_id: UUID, armed_size: int) -> UUID:
-    """Return the id of the one order that the levels armed at this size can lead to."""
-    return uuid5(_IDS, f"{position_id}:{armed_size}")
 
 
 def reaches(price: Decimal, level: Decimal | None, kind: OrderType, action: Action) -> bool:

@@ -139,6 +139,14 @@ def _derived_id(name: str) -> UUID:
     return UUID(int=uuid5(IDS, name).int & ~(0xF << 76) | DERIVED << 76)
 
 
+def closing_order_id(position_id: UUID, armed_size: int) -> UUID:
+    """Return the id of the one order that levels armed at this size can lead to.
+
+    `armed_size` is the size of the journal after the event that armed them.
+    """
+    return uuid5(IDS, f"closing {position_id}:{armed_size}")
+
+
 class BookCommand(Command, kw_only=True):
     """What all commands for a book have; `position_id` is the explicit one when hedging."""
 

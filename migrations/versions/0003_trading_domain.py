@@ -61,7 +61,7 @@ INDEXED = (
     ("positions", "closing_order_id"),
 )
 ADDED = {
-    "positions": ("owner_id", "other_fees", "armed_size", "closing_order_id"),
+    "positions": ("owner_id", "closed_size", "other_fees", "armed_size", "closing_order_id"),
     "orders": (
         "reference_price",
         "closes_position_id",
@@ -105,6 +105,7 @@ def create_positions() -> None:
         sa.Column("status", sa.String(20), nullable=False),
         sa.Column("opened_at", UTC, nullable=False),
         sa.Column("closed_at", UTC),
+        sa.Column("closed_size", OFFSET),
         sa.Column("strategy", sa.String(255)),
         sa.Column("extra_data", JSON),
         sa.Column("other_fees", JSON, nullable=False),

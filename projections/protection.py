@@ -6,7 +6,7 @@ Rows are those of the live tables at one size; `reactor` reads them and appends 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from decimal import ROUND_DOWN, Decimal
+from decimal import ROUND_DOWN, Decimal, localcontext
 from typing import Any
 from uuid import UUID
 
@@ -15,13 +15,15 @@ import sqlalchemy as sa
 
 from ledger.conditions import Condition, ExpectedVersion, NoEvent
 from ledger.domain.marks import PriceMarked
-from ledger.domain.order_stages import Stage
+from ledger.domain.order_stages import Stage, step
 from ledger.domain.orders import (
     Action,
     OrderAccepted,
     OrderCancelRejected,
     OrderCancelRequested,
     OrderPlaced,
+    OrderReplaceRejected,
+    OrderReplaceRequested,
     OrderTriggered,
     OrderType,
     order_stream,
@@ -48,7 +50,7 @@ Mark = tuple[RecordedEvent, PriceMarked]
 
 
 class Tables(msgspec.Struct, frozen=True):
-    """Open positions and unfinished stops and targets of some tokens, as of one size."""
+    """Open positions, and unfinished stops and targets, of some tokens as of one size."""
 
     size: int
     positions: Sequence[Row]
@@ -58,19 +60,22 @@ class Tables(msgspec.Struct, frozen=True):
         """Return the open position of a book."""
         return next((each for each in self.positions if each.book == book), None)
 
-    def reducing(self, book: str) -> list[Row]:
-        """Return the stops and targets that may only reduce the position of a book."""
-        return [order for order in self.resting if order.reduce_only and order.book == book]
+    def reducing(self, position: Row) -> list[Row]:
+        """Return the stops and targets that would reduce a position and may do nothing else."""
+        return [order for order in self.resting if reduces(order, position)]
 
-    def is_at_work(self, book: str) -> bool:
-        """Whether one of them has been activated and closes the position already."""
-        return any(order.stage & Stage.TRIGGERED for order in self.reducing(book))
+    def uncovered(self, position: Row) -> Decimal:
+        """Return how much of a position no activated stop or target is closing already."""
+        at_work = [order for order in self.reducing(position) if order.stage & Stage.TRIGGERED]
+        with localcontext(CONTEXT):
+            size: Decimal = abs(position.exact_size)
+            return size - sum(map(leaves, at_work))
 
 
 class Crossing(msgspec.Struct, frozen=True):
     """A mark that reached a level of a position."""
 
-    mark: RecordedEvent
+    mark: Mark
     level: Decimal
     kind: OrderType
 
@@ -95,14 +100,28 @@ def closing_action(position: Row) -> Action:
     return Action.SELL if position.exact_size > 0 else Action.BUY
 
 
+def reduces(order: Row, position: Row | None) -> bool:
+    """Whether an order may only reduce, and this position is what it would reduce."""
+    if position is None or not order.reduce_only or order.book != position.book:
+        return False
+    return bool(order.action == closing_action(position))
+
+
+def leaves(order: Row) -> Decimal:
+    """Return what is still to be filled of an unfinished order."""
+    if order.exact_quantity is None:
+        return Decimal(0)
+    return max(Decimal(0), CONTEXT.subtract(order.exact_quantity, order.exact_filled_quantity))
+
+
 def crossing(tables: Tables, position: Row, marks: Iterable[Mark]) -> Crossing | None:
     """Return the first mark since the levels were armed that reaches one of them.
 
-    None where a closing order is at work already.
+    None where all of the position is being closed already.
     """
     if position.armed_size is None or position.closing_order_id is not None:
         return None
-    if tables.is_at_work(position.book):
+    if tables.uncovered(position) <= 0:
         return None
     action = closing_action(position)
     levels = (
@@ -113,37 +132,47 @@ def crossing(tables: Tables, position: Row, marks: Iterable[Mark]) -> Crossing |
         for kind, level in levels:
             is_armed = recorded.offset >= position.armed_size
             if is_armed and reaches(mark.price, level, kind, action):
-                return Crossing(recorded, level, kind)
+                return Crossing((recorded, mark), level, kind)
     return None
 
 
-def closing_order(position: Row, crossed: Crossing) -> OrderPlaced | None:
+def closing_order(tables: Tables, position: Row, crossed: Crossing) -> OrderPlaced | None:
     """Return the order that closes a position, None where less than a unit is left of it.
 
     Raises CannotProtect.
     """
-    size = abs(position.exact_size).quantize(_UNIT, ROUND_DOWN, CONTEXT)
-    if size == 0:
-        return None
+    size = tables.uncovered(position)
     if position.user_id is None:
         raise CannotProtect("its user is not registered")
     if size >= _LIMIT:
-        raise CannotProtect(f"its size {size} is more than one order can have")
-    is_explicit = position.book == f"position:{position.position_id}"
+        raise CannotProtect("its size is more than one order can have")
+    if (quantity := orderable(size)) == 0:
+        return None
     return OrderPlaced(
         order_id=closing_order_id(position.position_id, position.armed_size),
         user_id=position.user_id,
         token=position.token,
         action=closing_action(position),
         order_type=OrderType.MARKET,
-        quantity=Amount(size),
+        quantity=quantity,
         reference_price=Amount(crossed.level),
-        position_id=position.position_id if is_explicit else None,
+        position_id=explicit_id(position.book),
         reduce_only=True,
         closes_position_id=position.position_id,
         strategy=position.strategy,
         extra_data={"protection": crossed.kind.value},
     )
+
+
+def orderable(size: Decimal) -> Amount:
+    """Return how much of a size an order can have: it never asks for more than there is."""
+    return Amount(size.quantize(_UNIT, ROUND_DOWN, CONTEXT))
+
+
+def explicit_id(book: str) -> UUID | None:
+    """Return the explicit position id that orders for a book have to name, None when netting."""
+    name = book.removeprefix("position:")
+    return None if name == book else UUID(name)
 
 
 def closing_conditions(tables: Tables, position: Row, placed: OrderPlaced) -> list[Condition]:
@@ -154,15 +183,14 @@ def closing_conditions(tables: Tables, position: Row, placed: OrderPlaced) -> li
         ExpectedVersion(order_stream(placed.order_id), 0),
         NoEvent(types=levels, stream=stream, after=tables.size - 1),
         unmoved(position.book, tables.size),
-        *(_not_activated(order.order_id, tables) for order in tables.reducing(position.book)),
+        *(_not_activated(order.order_id, tables) for order in tables.reducing(position)),
     ]
 
 
 def activating(order: Row, history: Sequence[RecordedEvent], marks: Iterable[Mark]) -> Mark | None:
     """Return the first mark since the venue took the order that reaches its trigger price."""
     taken = [each.offset for each in history if isinstance(each.event, OrderAccepted)]
-    is_activated = any(isinstance(each.event, OrderTriggered) for each in history)
-    if not taken or is_activated or is_being_cancelled(history):
+    if not taken or not _is_resting(order) or is_being_cancelled(history):
         return None
     kind, action = OrderType(order.order_type), Action(order.action)
     for recorded, mark in marks:
@@ -171,12 +199,18 @@ def activating(order: Row, history: Sequence[RecordedEvent], marks: Iterable[Mar
     return None
 
 
+def _is_resting(order: Row) -> bool:
+    """Whether the states of orders let it be activated."""
+    has_fills = order.exact_filled_quantity > 0
+    return step(order.stage, OrderTriggered, has_fills, is_filled=False).misfit is None
+
+
 def may_activate(tables: Tables, order: Row) -> bool:
     """Whether an order that may only reduce a position would, and nothing else does so already."""
     position = tables.position(order.book)
-    if position is None or order.action != closing_action(position):
+    if position is None or not reduces(order, position):
         return False
-    return position.closing_order_id is None and not tables.is_at_work(order.book)
+    return position.closing_order_id is None and tables.uncovered(position) > 0
 
 
 def activating_conditions(
@@ -184,15 +218,45 @@ def activating_conditions(
 ) -> list[Condition]:
     """Return what must hold so that nothing but this order closes a position."""
     found: list[Condition] = [ExpectedVersion(order_stream(order.order_id), history[-1].version)]
-    position = tables.position(order.book)
-    if order.reduce_only and position is not None:
+    position = tables.position(order.book) if order.reduce_only else None
+    if position is not None:
         found.append(unmoved(order.book, tables.size))
-        others = [each for each in tables.reducing(order.book) if each.order_id != order.order_id]
+        others = [each for each in tables.reducing(position) if each.order_id != order.order_id]
         found += (_not_activated(each.order_id, tables) for each in others)
         if position.armed_size is not None:
             closing = closing_order_id(position.position_id, position.armed_size)
             found.append(NoEvent(stream=order_stream(closing)))
     return found
+
+
+def is_orphan(order: Row, position: Row | None, closed_size: int | None) -> bool:
+    """Whether what an order was to reduce is gone.
+
+    `position` is the open one of its book, `closed_size` the size at which the last one closed.
+    """
+    if order.closes_position_id is not None:
+        return position is None or position.position_id != order.closes_position_id
+    is_over = closed_size is not None and closed_size > order.placed_size
+    return is_over and not reduces(order, position)
+
+
+def excess(order: Row, position: Row | None) -> Amount | None:
+    """Return the total quantity that a closing order should have, if it has more than that."""
+    if position is None or position.position_id != order.closes_position_id:
+        return None
+    size = abs(position.exact_size)
+    wanted = CONTEXT.add(order.exact_filled_quantity, size)
+    return orderable(wanted) if leaves(order) > size and wanted < _LIMIT else None
+
+
+def is_being_replaced(history: Iterable[RecordedEvent], quantity: Amount) -> bool:
+    """Whether somebody asked for this quantity and the venue has not refused it."""
+    asked = [
+        isinstance(each.event, OrderReplaceRequested) and each.event.quantity == quantity
+        for each in history
+        if isinstance(each.event, OrderReplaceRequested | OrderReplaceRejected)
+    ]
+    return bool(asked) and asked[-1]
 
 
 def is_being_cancelled(history: Iterable[RecordedEvent]) -> bool:

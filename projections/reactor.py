@@ -6,7 +6,8 @@ done is in the journal, so it may be killed at any moment and run any number of 
 
 Exactly once: the id of a closing order follows from its position and from the event that armed the
 levels, its stream must be new, and nothing may have moved since the tables were read. A second
-reactor, a second mark or a second try meets the first order.
+reactor, a second mark or a second try meets the first order. What did move is looked at again, and
+keeps nothing else waiting.
 """
 
 from __future__ import annotations
@@ -25,9 +26,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.conditions import Condition, ExpectedVersion
 from ledger.decider import Origin
 from ledger.domain.marks import PriceMarked
-from ledger.domain.orders import OrderCancelRequested, OrderEvent, OrderTriggered, order_stream
+from ledger.domain.orders import (
+    OrderCancelRequested,
+    OrderEvent,
+    OrderReplaceRequested,
+    OrderTriggered,
+    order_stream,
+)
 from ledger.errors import EventExists, EventIdConflict, VersionConflict
-from ledger.event import Metadata, RecordedEvent
+from ledger.event import Amount, Metadata, RecordedEvent
 from ledger.journal import Journal
 from projections import checkpoints, protection
 from projections.database import Database
@@ -36,11 +43,22 @@ from projections.groups import TRADING
 from projections.orders import PARTIALLY_FILLED, PENDING, Order
 from projections.positions import OPEN, Position
 from projections.projector import POLL_SECONDS, Projector
-from projections.protection import CHANGING, PROTECTIVE, CannotProtect, Mark, Row, Tables
+from projections.protection import (
+    CHANGING,
+    PROTECTIVE,
+    CannotProtect,
+    Crossing,
+    Mark,
+    Row,
+    Tables,
+)
 
 ACTOR = "reactor"
 MARK_AGE_SECONDS = 60.0
 CHUNK_SIZE = 1000
+PASSES_MAX = 20
+"""How often the reactor looks again at what keeps moving before it takes in what is new."""
+PAUSE_SECONDS = 0.005
 
 _orders, _positions = Order.__table__.c, Position.__table__.c
 _is_unfinished = _orders.status.in_((PENDING, PARTIALLY_FILLED))
@@ -61,11 +79,26 @@ class _Moved(Exception):
     """Something has changed since the tables were read: look again."""
 
 
+class Firing(msgspec.Struct, frozen=True):
+    """A position or a resting order that a mark concerns; `crossed` is given for a position."""
+
+    mark: Mark
+    row: Row
+    crossed: Crossing | None = None
+
+    @property
+    def key(self) -> str | None:
+        """The book in which only one thing may happen before the tables are read again."""
+        is_alone = self.crossed is not None or self.row.reduce_only
+        return self.row.book if is_alone else None
+
+
 class Reactor:
     """Reacts to the marks of one journal.
 
     A mark is stale, and ignored, if it happened more than `mark_age_seconds` ago or before another
-    mark of its token that is known already. `reacted` is told of everything that is done.
+    mark of its token that is known already; none counts as later than it was recorded. `reacted` is
+    told of everything that is done.
     """
 
     def __init__(
@@ -83,30 +116,37 @@ class Reactor:
         self._reacted = reacted
         self._size: int | None = None
         self._last_marked: dict[str, datetime] = {}
+        self._marks: dict[str, list[Mark]] = {}
+        self._moved: dict[str, UUID] = {}
         self._reported: set[Reaction] = set()
 
     async def run(self, stopping: asyncio.Event, stop: int | None = None) -> None:
         """React until `stopping` is set, or to all events up to size `stop`."""
-        await self._cancel_orphans(None)
+        self._moved = await self._settle(None)
         while not stopping.is_set():
-            if await self.advance(stop) == 0:
+            if not await self.advance(stop):
                 if stop is not None:
                     return
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(stopping.wait(), POLL_SECONDS)
 
-    async def advance(self, stop: int | None = None) -> int:
-        """React to the next events; return how many they were."""
+    async def advance(self, stop: int | None = None) -> bool:
+        """React to the next events; return whether there is more to do.
+
+        Where this raises, nothing is lost: the next call takes in the same events again.
+        """
         if self._size is None:
             # Older marks are stale, whatever became of them.
             oldest = self._journal.now() - self._mark_age
             self._size = (await self._journal.size_at(oldest)).size
         events = await self._next(self._size, stop)
-        if events:
-            await self._react(self._fresh_marks(events))
-            await self._cancel_orphans(_moved(events))
-            self._size = events[-1].offset + 1
-        return len(events)
+        last_marked = dict(self._last_marked)
+        marks = self._fresh_marks(events, last_marked)
+        self._marks = await self._react(marks)
+        self._moved = await self._settle(self._moved | _moved(events))
+        self._last_marked = last_marked
+        self._size += len(events)
+        return bool(events or self._marks or self._moved)
 
     async def _next(self, start: int, stop: int | None) -> list[RecordedEvent]:
         end = start + CHUNK_SIZE if stop is None else min(stop, start + CHUNK_SIZE)
@@ -114,31 +154,34 @@ class Reactor:
             return chunk
         return []
 
-    def _fresh_marks(self, events: Iterable[RecordedEvent]) -> dict[str, list[Mark]]:
-        """Return the marks by token, without those that are stale."""
+    def _fresh_marks(
+        self, events: Iterable[RecordedEvent], last_marked: dict[str, datetime]
+    ) -> dict[str, list[Mark]]:
+        """Return the marks by token that are not stale, those that are still undone first."""
         oldest = self._journal.now() - self._mark_age
         fresh: dict[str, list[Mark]] = defaultdict(list)
+        for token, marks in self._marks.items():
+            fresh[token] = [mark for mark in marks if _time_of(mark[0]) >= oldest]
         for recorded in events:
-            event = recorded.event
-            if isinstance(event, PriceMarked):
-                last = self._last_marked.get(event.token, oldest)
-                if max(last, oldest) <= recorded.occurred_at:
-                    fresh[event.token].append((recorded, event))
-                    self._last_marked[event.token] = recorded.occurred_at
-        return fresh
-
-    async def _react(self, marks: dict[str, list[Mark]]) -> None:
-        """Fire all that the marks cross; look again whenever something moved meanwhile."""
-        while marks:
-            tables = await self._look(marks)
-            try:
-                for position in tables.positions:
-                    await self._protect(tables, position, marks[position.token])
-                for order in tables.resting:
-                    await self._activate(tables, order, marks[order.token])
-            except _Moved:
+            event, at = recorded.event, _time_of(recorded)
+            if not isinstance(event, PriceMarked):
                 continue
-            return
+            if max(last_marked.get(event.token, oldest), oldest) <= at:
+                fresh[event.token].append((recorded, event))
+                last_marked[event.token] = at
+        return {token: marks for token, marks in fresh.items() if marks}
+
+    async def _react(self, marks: dict[str, list[Mark]]) -> dict[str, list[Mark]]:
+        """Fire all that the marks cross, in their order; return the marks of what kept moving."""
+        for _ in range(PASSES_MAX):
+            if not marks:
+                break
+            tables = await self._look(marks)
+            undone = await self._fire(tables, marks)
+            marks = {token: marks[token] for token in undone}
+            if marks:
+                await asyncio.sleep(PAUSE_SECONDS)
+        return marks
 
     async def _look(self, tokens: Iterable[str]) -> Tables:
         """Bring the tables up to the journal's end and read what marks of these tokens concern."""
@@ -159,29 +202,66 @@ class Reactor:
             found = [(await connection.execute(query)).all() for query in (positions, resting)]
             return Tables(size, *found)
 
-    async def _protect(self, tables: Tables, position: Row, marks: Sequence[Mark]) -> None:
-        """Place the closing order of a position if a mark has crossed one of its levels."""
-        crossed = protection.crossing(tables, position, marks)
-        if crossed is None:
-            return
+    async def _fire(self, tables: Tables, marks: dict[str, list[Mark]]) -> set[str]:
+        """Fire once in each book; return the tokens that have to be looked at again."""
+        firings, undone = await self._firings(tables, marks)
+        done: set[str | None] = set()
+        for firing in sorted(firings, key=lambda each: each.mark[0].offset):
+            if firing.key is not None and firing.key in done:
+                undone.add(firing.row.token)
+                continue
+            try:
+                await self._fire_one(tables, firing)
+            except _Moved:
+                undone.add(firing.row.token)
+            done.add(firing.key)
+        return undone
+
+    async def _firings(
+        self, tables: Tables, marks: dict[str, list[Mark]]
+    ) -> tuple[list[Firing], set[str]]:
+        """Return what the marks cross, and the tokens of orders that have moved since."""
+        found, moved = [], set[str]()
+        for position in tables.positions:
+            crossed = protection.crossing(tables, position, marks[position.token])
+            if crossed is not None:
+                found.append(Firing(crossed.mark, position, crossed))
+        for order in tables.resting:
+            if order.reduce_only and not protection.may_activate(tables, order):
+                continue
+            try:
+                history = await self._history(order, tables.size)
+            except _Moved:
+                moved.add(order.token)
+                continue
+            mark = protection.activating(order, history, marks[order.token])
+            if mark is not None:
+                found.append(Firing(mark, order))
+        return found, moved
+
+    async def _fire_one(self, tables: Tables, firing: Firing) -> None:
+        if firing.crossed is None:
+            await self._activate(tables, firing.row, firing.mark)
+        else:
+            await self._protect(tables, firing.row, firing.crossed)
+
+    async def _protect(self, tables: Tables, position: Row, crossed: Crossing) -> None:
+        """Place the closing order of a position of which a mark has crossed a level."""
         try:
-            placed = protection.closing_order(position, crossed)
+            placed = protection.closing_order(tables, position, crossed)
         except CannotProtect as error:
             self._report_once(Reaction("cannot protect position", position.position_id, str(error)))
             return
         if placed is not None:
             conditions = protection.closing_conditions(tables, position, placed)
             what = f"{crossed.kind.value} of position {position.position_id} placed order"
-            await self._append(placed, crossed.mark.event_id, conditions, what)
+            await self._append(placed, crossed.mark[0].event_id, conditions, what)
 
-    async def _activate(self, tables: Tables, order: Row, marks: Sequence[Mark]) -> None:
+    async def _activate(self, tables: Tables, order: Row, found: Mark) -> None:
         """Trigger a resting order whose trigger price a mark has reached."""
         history = await self._history(order, tables.size)
-        found = protection.activating(order, history, marks)
-        if found is None or (order.reduce_only and not protection.may_activate(tables, order)):
-            return
-        recorded, mark = found
         conditions = protection.activating_conditions(tables, order, history)
+        recorded, mark = found
         event = OrderTriggered(order_id=order.order_id, price=mark.price)
         await self._append(event, recorded.event_id, conditions, f"activated {order.order_type}")
 
@@ -213,38 +293,75 @@ class Reactor:
         if not appended.duplicate:
             self._reacted(Reaction(what, event.order_id, f"because of event {because}"))
 
-    async def _cancel_orphans(self, moved: dict[str, UUID] | None) -> None:
-        """Ask to cancel the orders that were to reduce a position which is closed now.
+    async def _settle(self, moved: dict[str, UUID] | None) -> dict[str, UUID]:
+        """Let no order reduce what is gone: ask to cancel it, or to make it smaller.
 
         `moved` has the books to look at, each with the event that moved it; None means all books,
-        for a reactor that died may have left something undone.
+        for a reactor that died may have left something undone. Returns those that kept moving.
         """
-        while moved is None or moved:
+        for _ in range(PASSES_MAX):
+            if moved is not None and not moved:
+                break
             await self._projector.catch_up()
             async with self._database.snapshot() as connection:
                 size = await checkpoints.read(connection, self._journal.journal_id, TRADING)
-                orphans = await _orphans(connection, self._journal.journal_id, moved)
+                pairs = await _reducing(connection, self._journal.journal_id, moved)
+            moved = await self._settle_each(pairs, size, moved or {})
+        return moved or {}
+
+    async def _settle_each(
+        self, pairs: Iterable[tuple[Row, Row | None, int | None]], size: int, moved: dict[str, UUID]
+    ) -> dict[str, UUID]:
+        undone: dict[str, UUID] = {}
+        for order, position, closed_size in pairs:
+            because = moved.get(order.book)
             try:
-                for order in orphans:
-                    await self._cancel(order, size, (moved or {}).get(order.book))
+                if protection.is_orphan(order, position, closed_size):
+                    await self._cancel(order, size, because)
+                elif (quantity := protection.excess(order, position)) is not None:
+                    await self._reduce(order, size, quantity, because)
             except _Moved:
-                continue
-            return
+                undone[order.book] = because or order.order_id
+        return undone
 
     async def _cancel(self, order: Row, size: int, because: UUID | None) -> None:
         history = await self._history(order, size)
         if not protection.is_being_cancelled(history):
-            conditions: list[Condition] = [
-                ExpectedVersion(order_stream(order.order_id), history[-1].version),
-                protection.unmoved(order.book, size),
-            ]
             event = OrderCancelRequested(order_id=order.order_id)
-            await self._append(event, because, conditions, "position closed, asked to cancel")
+            await self._request(event, order, history, size, because)
+
+    async def _reduce(self, order: Row, size: int, quantity: Amount, because: UUID | None) -> None:
+        history = await self._history(order, size)
+        if quantity <= order.exact_filled_quantity:
+            await self._cancel(order, size, because)
+        elif not protection.is_being_replaced(history, quantity):
+            event = OrderReplaceRequested(order_id=order.order_id, quantity=quantity)
+            await self._request(event, order, history, size, because)
+
+    async def _request(
+        self,
+        event: OrderCancelRequested | OrderReplaceRequested,
+        order: Row,
+        history: Sequence[RecordedEvent],
+        size: int,
+        because: UUID | None,
+    ) -> None:
+        conditions: list[Condition] = [
+            ExpectedVersion(order_stream(order.order_id), history[-1].version),
+            protection.unmoved(order.book, size),
+        ]
+        verb = "cancel" if isinstance(event, OrderCancelRequested) else "reduce"
+        await self._append(event, because, conditions, f"its position changed, asked to {verb}")
 
     def _report_once(self, reaction: Reaction) -> None:
         if reaction not in self._reported:
             self._reported.add(reaction)
             self._reacted(reaction)
+
+
+def _time_of(recorded: RecordedEvent) -> datetime:
+    """Return when a mark happened; a venue's clock may run ahead, but not ours."""
+    return min(recorded.occurred_at, recorded.recorded_at)
 
 
 def _moved(events: Iterable[RecordedEvent]) -> dict[str, UUID]:
@@ -257,18 +374,24 @@ def _moved(events: Iterable[RecordedEvent]) -> dict[str, UUID]:
     }
 
 
-async def _orphans(
+async def _reducing(
     connection: AsyncConnection, journal_id: int, books: Iterable[str] | None
-) -> Sequence[Row]:
-    """Return the open orders that may only reduce, whose position was closed after them."""
-    own = sa.and_(_positions.journal_id == _orders.journal_id, _positions.book == _orders.book)
-    is_open = sa.exists().where(own, _positions.status == OPEN)
-    was_closed = sa.exists().where(
-        own, _positions.status != OPEN, _positions.changed_size > _orders.placed_size
-    )
-    query = sa.select(*_orders).where(
-        _orders.journal_id == journal_id, _orders.reduce_only, _is_unfinished, ~is_open, was_closed
+) -> list[tuple[Row, Row | None, int | None]]:
+    """Return unfinished orders that may only reduce, with what is or was there to be reduced.
+
+    That is the open position of the order's book, and the size at which the last one closed.
+    """
+    orders = sa.select(*_orders).where(
+        _orders.journal_id == journal_id, _orders.reduce_only, _is_unfinished
     )
     if books is not None:
-        query = query.where(is_among(_orders.book, list(books), connection.dialect))
-    return (await connection.execute(query)).all()
+        orders = orders.where(is_among(_orders.book, list(books), connection.dialect))
+    found = (await connection.execute(orders)).all()
+    named = is_among(_positions.book, {order.book for order in found}, connection.dialect)
+    own = sa.and_(_positions.journal_id == journal_id, named)
+    open_positions = sa.select(*_positions).where(own, _positions.status == OPEN)
+    last_closed = sa.select(_positions.book, sa.func.max(_positions.closed_size)).where(own)
+    open_by_book = {each.book: each for each in await connection.execute(open_positions)}
+    closed = await connection.execute(last_closed.group_by(_positions.book))
+    closed_sizes = {each[0]: each[1] for each in closed}
+    return [(each, open_by_book.get(each.book), closed_sizes.get(each.book)) for each in found]

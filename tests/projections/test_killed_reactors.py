@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import Counter
-from collections.abc import Iterator
+from decimal import Decimal
 from itertools import count
 from random import Random
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from ledger.domain.marks import PriceMarked
-from ledger.domain.orders import Action, OrderFilled, OrderPlaced
+from ledger.domain.orders import Action, OrderFilled, OrderPlaced, position_tag
 from ledger.domain.positions import ProtectionSet
 from ledger.domain.users import UserRegistered
 from ledger.event import Amount, NewEvent, VenueAmount
@@ -29,36 +29,43 @@ from tests.projections.support import an_id
 KILLS = int(os.environ.get("LEDGER_TEST_REACTOR_KILLS", "100"))
 TOKENS = [f"T{number}" for number in range(8)]
 USER = an_id("trader")
+HEDGES = {token: an_id(token) for token in TOKENS[::2]}
+"""Every other token is traded under an explicit id, which its later positions cannot have."""
+
+NUMBERS = count()
 
 
-def fill(token: str, action: Action, price: str, number: int, order_id: UUID) -> NewEvent:
+def fill(token: str, action: Action, quantity: Decimal | str, order_id: UUID) -> NewEvent:
     """Return a fill of one token."""
     return NewEvent(
         OrderFilled(
             order_id=order_id,
             user_id=USER,
-            fill_id=f"{token} {number}",
+            position_id=HEDGES.get(token),
+            fill_id=f"{token} {next(NUMBERS)}",
             token=token,
             action=action,
-            price=VenueAmount(price),
-            quantity=VenueAmount("1"),
+            price=VenueAmount("100"),
+            quantity=VenueAmount(quantity),
         )
     )
 
 
-async def open_protected(journal: Journal, token: str, numbers: Iterator[int]) -> UUID:
-    """Open a position of one token with a stop loss; return its id."""
-    number = next(numbers)
-    opening = fill(token, Action.BUY, "100", number, an_id(f"{token} {number}"))
-    size = (await journal.append(opening)).size
-    state = await fold_prefix(journal, TRADING, size)
-    row = state.rows(Position).find("book", f"book:{USER}:{token}")
-    assert row is not None
-    levels = ProtectionSet(
-        position_id=row.position_id, stop_loss=Amount("90"), book=f"book:{USER}:{token}"
-    )
-    await journal.append(NewEvent(levels))
-    return row.position_id
+async def open_positions(journal: Journal) -> dict[str, Position]:
+    """Return the open positions by token."""
+    state = await fold_prefix(journal, TRADING, await journal.size())
+    return {str(row.token): row for row in state.rows(Position) if row.status == "open"}
+
+
+async def open_protected(journal: Journal) -> dict[str, UUID]:
+    """Open a position of each token with a stop loss; return their ids."""
+    await journal.append([fill(token, Action.BUY, "1", uuid4()) for token in TOKENS])
+    positions = await open_positions(journal)
+    for token, row in positions.items():
+        book = position_tag(USER, token, HEDGES.get(token))
+        levels = ProtectionSet(position_id=row.position_id, stop_loss=Amount("90"), book=book)
+        await journal.append(NewEvent(levels))
+    return {token: row.position_id for token, row in positions.items()}
 
 
 async def mark(journal: Journal, token: str, price: str) -> None:
@@ -75,20 +82,24 @@ async def closing_orders(journal: Journal, size: int | None = None) -> list[Orde
 async def trade(
     journal: Journal, random: Random, killed: asyncio.Event, traded: asyncio.Event
 ) -> list[UUID]:
-    """Open positions, cross their levels twice each, execute the closing orders; return the ids."""
-    numbers, crossed = count(), list[UUID]()
+    """Open positions, cross their levels twice each, execute the closing orders; return the ids.
+
+    Meanwhile some are sold in part; the venue fills what is left, in two parts.
+    """
+    crossed = list[UUID]()
     while not killed.is_set():
-        ids = {token: await open_protected(journal, token, numbers) for token in TOKENS}
+        ids = await open_protected(journal)
         crossed += ids.values()
         for token in random.sample(TOKENS * 2, 2 * len(TOKENS)):
             await mark(journal, token, random.choice(("80", "85", "90")))
+            if random.random() < 0.1:
+                await journal.append(fill(token, Action.SELL, "0.25", uuid4()))
         orders = await fired(journal, set(ids.values()))
-        await journal.append(
-            [
-                fill(order.token, Action.SELL, "88", next(numbers), order.order_id)
-                for order in orders
-            ]
-        )
+        positions = await open_positions(journal)
+        for order in orders * 2:
+            part = positions[order.token].exact_size / 2
+            await journal.append(fill(order.token, Action.SELL, part, order.order_id))
+        assert await open_positions(journal) == {}
         for token in TOKENS:
             await mark(journal, token, "100")
     traded.set()

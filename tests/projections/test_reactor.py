@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -18,20 +19,23 @@ from ledger.domain.marks import PriceMarked
 from ledger.domain.orders import (
     Action,
     OrderAccepted,
+    OrderCancelPending,
     OrderCancelRequested,
     OrderExpired,
     OrderFilled,
     OrderPlaced,
     OrderRejected,
+    OrderReplaceRequested,
     OrderTriggered,
     OrderType,
 )
 from ledger.domain.positions import PositionLiquidated, ProtectionSet
 from ledger.domain.users import UserRegistered
-from ledger.errors import EventExists
+from ledger.errors import EventExists, StoreUnavailable
 from ledger.event import Amount, Event, NewEvent, RecordedEvent, VenueAmount
-from ledger.journal import Journal
+from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
+from ledger.stores.turns import turn
 from projections import protection
 from projections.database import Database
 from projections.groups import GROUPS, TRADING
@@ -70,14 +74,22 @@ class Desk:
         return [each.event_id for each in new]
 
     async def trade(
-        self, action: Action, quantity: str, price: str = "100", order_id: UUID | None = None
+        self,
+        action: Action,
+        quantity: str,
+        price: str = "100",
+        order_id: UUID | None = None,
+        *,
+        hedge: UUID | None = None,
+        user: UUID = USER,
     ) -> None:
-        """Execute a trade of the user in BTC."""
+        """Execute a trade in BTC, of the user if nobody else is named."""
         self.fills += 1
         await self.append(
             OrderFilled(
                 order_id=order_id or an_id(f"trade {self.fills}"),
-                user_id=USER,
+                user_id=user,
+                position_id=hedge,
                 fill_id=f"fill {self.fills}",
                 token="BTC",
                 action=action,
@@ -107,7 +119,14 @@ class Desk:
             )
         )
 
-    async def rest(self, name: str, kind: OrderType, trigger: str, action: Action = SELL) -> UUID:
+    async def rest(
+        self,
+        name: str,
+        kind: OrderType,
+        trigger: str,
+        action: Action = SELL,
+        quantity: str = "2",
+    ) -> UUID:
         """Let an order rest at the venue that may only reduce the position."""
         order_id = an_id(name)
         await self.append(
@@ -117,7 +136,7 @@ class Desk:
                 token="BTC",
                 action=action,
                 order_type=kind,
-                quantity=Amount("2"),
+                quantity=Amount(quantity),
                 trigger_price=Amount(trigger),
                 reduce_only=True,
             ),
@@ -437,6 +456,187 @@ async def test_the_program_reacts_and_says_what_it_did(desk: Desk, settings: Set
     assert line.startswith(f"stop_loss of position {position_id} placed order {order.order_id}: ")
 
 
+async def test_a_later_cycle_of_a_hedge_is_closed_in_its_own_book(desk: Desk) -> None:
+    """The closing order names the book's explicit id, which the cycle's own id no longer is."""
+    hedge = an_id("hedge")
+    await desk.append(UserRegistered(user_id=USER, username="trader"))
+    for action in (BUY, SELL, BUY):
+        await desk.trade(action, "2", hedge=hedge)
+    position = next(row for row in await desk.rows(Position) if row.status == "open")
+    assert position.position_id != hedge
+    levels = ProtectionSet(
+        position_id=position.position_id, stop_loss=Amount("90"), book=f"position:{hedge}"
+    )
+    await desk.append(levels)
+    await desk.mark("80")
+    await desk.react()
+    [order] = await desk.closing()
+    await desk.trade(SELL, "2", "80", order.order_id, hedge=order.position_id)
+    await desk.mark("79")
+    await desk.react()
+    assert {row.status for row in await desk.rows(Position)} == {"closed"}
+    assert len(await desk.closing()) == 1
+
+
+async def test_a_closing_order_ends_with_the_cycle_it_was_to_close(desk: Desk) -> None:
+    """A position that was closed and opened again is not what the old order was placed for."""
+    await desk.open()
+    await desk.mark("80")
+    await desk.react()
+    await desk.trade(SELL, "2", "80")
+    await desk.trade(BUY, "1", "80")
+    await desk.react()
+    [order] = await desk.closing()
+    [asked] = await desk.events(OrderCancelRequested)
+    assert asked.event == OrderCancelRequested(order_id=order.order_id)
+
+
+async def test_a_closing_order_shrinks_with_its_position(desk: Desk) -> None:
+    """When a trader sells a part, the order is asked to be for the rest, once."""
+    await desk.open()
+    await desk.mark("80")
+    await desk.react()
+    [order] = await desk.closing()
+    await desk.trade(SELL, "0.5", "80")
+    for _ in range(2):
+        await desk.react()
+        await desk.react(desk.new_reactor())
+    [asked] = await desk.events(OrderReplaceRequested)
+    assert asked.event == OrderReplaceRequested(order_id=order.order_id, quantity=Amount("1.5"))
+
+
+async def test_a_busy_book_keeps_no_other_waiting(desk: Desk) -> None:
+    """While one user's position moves all the time, another's is closed all the same."""
+    other = an_id("other")
+    await desk.append(UserRegistered(user_id=other, username="other"))
+    await desk.trade(BUY, "2", user=other)
+    [quiet] = await desk.rows(Position)
+    book = f"book:{other}:BTC"
+    await desk.append(
+        ProtectionSet(position_id=quiet.position_id, stop_loss=Amount("90"), book=book)
+    )
+    await desk.append(UserRegistered(user_id=USER, username="trader"))
+    await desk.trade(BUY, "2")
+    busy = next(row for row in await desk.rows(Position) if row.book != book)
+    await desk.protect(busy.position_id, "90", None)
+
+    async def keep_busy() -> None:
+        while not closed.is_set():
+            await desk.trade(BUY, "0.01")
+
+    await desk.mark("80")
+    closed = asyncio.Event()
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(keep_busy())
+        reacting = tasks.create_task(desk.reactor.run(closed))
+        async with asyncio.timeout(30):
+            while quiet.position_id not in {o.closes_position_id for o in await desk.closing()}:
+                await desk.journal.wait(await desk.journal.size() + 1)
+        closed.set()
+        await reacting
+    await desk.react()
+    assert {order.closes_position_id for order in await desk.closing()} == {
+        quiet.position_id,
+        busy.position_id,
+    }
+
+
+async def test_a_mark_from_the_future_silences_nothing(desk: Desk) -> None:
+    """A venue whose clock is far ahead does not make the marks that follow stale."""
+    await desk.open()
+    await desk.mark("100", seconds_ago=-86_400)
+    await desk.mark("80")
+    await desk.react()
+    assert len(await desk.closing()) == 1
+
+
+async def test_a_mark_is_not_lost_where_the_database_fails(sqlite_url: str) -> None:
+    """After an error the same reactor takes in the same marks again."""
+    impatient = Settings(database_url=sqlite_url, append_timeout_seconds=0.3)
+    async with open_journal(impatient) as journal, Database(impatient) as database:
+        desk = Desk(journal, database)
+        await desk.open()
+        await desk.mark("80")
+        await desk.mark("100")
+        with turn(Path(sqlite_url.removeprefix("sqlite:///")), 1), pytest.raises(StoreUnavailable):
+            await desk.reactor.advance()
+        while await desk.reactor.advance():
+            pass
+        assert len(await desk.closing()) == 1
+
+
+async def test_a_part_that_is_closed_already_does_not_keep_the_rest(desk: Desk) -> None:
+    """A target for a part that rests after its activation leaves the stop for what it spares."""
+    await desk.open(stop="90", target=None)
+    part = await desk.rest("part", OrderType.TAKE_PROFIT, "120", quantity="0.5")
+    await desk.mark("120")
+    await desk.react()
+    await desk.mark("80")
+    await desk.react()
+    assert [each.event.order_id for each in await desk.events(OrderTriggered)] == [part]  # type: ignore[attr-defined]
+    assert [order.quantity for order in await desk.closing()] == [Amount("1.5")]
+
+
+async def test_orders_of_the_wrong_side_keep_no_stop_from_firing(desk: Desk) -> None:
+    """What was to reduce a short position does not protect the long one that it was flipped to."""
+    await desk.open(SELL, stop=None, target=None)
+    stop = await desk.rest("stop", OrderType.STOP_LOSS, "110", BUY)
+    await desk.mark("110")
+    await desk.react()
+    await desk.trade(BUY, "6")
+    position = next(row for row in await desk.rows(Position) if row.status == "open")
+    await desk.protect(position.position_id, "90", None)
+    await desk.mark("80")
+    await desk.react()
+    assert [order.quantity for order in await desk.closing()] == [Amount("4")]
+    [asked] = await desk.events(OrderCancelRequested)
+    assert asked.event == OrderCancelRequested(order_id=stop)
+
+
+async def test_what_the_states_rule_out_is_not_activated(desk: Desk) -> None:
+    """Neither an order that is filled in part already nor one whose cancel the venue looks at."""
+    await desk.open(stop=None, target=None)
+    filled = await desk.rest("filled", OrderType.STOP_LOSS, "90")
+    await desk.trade(SELL, "0.5", "95", filled)
+    leaving = await desk.rest("leaving", OrderType.STOP_LOSS, "90")
+    await desk.append(OrderCancelPending(order_id=leaving))
+    await desk.mark("80")
+    await desk.react()
+    assert await desk.events(OrderTriggered) == []
+
+
+@pytest.mark.parametrize(("prices", "first"), [(("121", "89"), "target"), (("89", "121"), "stop")])
+async def test_marks_count_in_their_order(desk: Desk, prices: tuple[str, ...], first: str) -> None:
+    """Of two orders whose prices are reached in one go, the one reached first is activated."""
+    await desk.open(stop=None, target=None)
+    orders = {
+        "stop": await desk.rest("stop", OrderType.STOP_LOSS, "90"),
+        "target": await desk.rest("target", OrderType.TAKE_PROFIT, "120"),
+    }
+    for price in prices:
+        await desk.mark(price)
+    await desk.react()
+    found = [each.event.order_id for each in await desk.events(OrderTriggered)]  # type: ignore[attr-defined]
+    assert found == [orders[first]]
+
+
+async def test_a_size_beyond_all_orders_is_said_and_harms_nobody_else(desk: Desk) -> None:
+    """A position that no order could close is reported; others are protected as ever."""
+    whale, hedge = an_id("whale"), an_id("its position")
+    await desk.append(UserRegistered(user_id=whale, username="whale"))
+    for _ in range(11):
+        await desk.trade(BUY, "9" * 40, hedge=hedge, user=whale)
+    await desk.append(ProtectionSet(position_id=hedge, stop_loss=Amount("90")))
+    await desk.append(UserRegistered(user_id=USER, username="trader"))
+    await desk.trade(BUY, "2")
+    position = next(row for row in await desk.rows(Position) if row.position_id != hedge)
+    await desk.protect(position.position_id, "90", None)
+    await desk.mark("80")
+    await desk.react()
+    assert [order.closes_position_id for order in await desk.closing()] == [position.position_id]
+    assert f"cannot protect position {hedge}" in "".join(map(str, desk.reactions))
+
+
 async def look(desk: Desk) -> Tables:
     """Read the tables as a reactor does."""
     await Projector(desk.database, desk.journal, TRADING).catch_up()
@@ -469,7 +669,7 @@ async def test_a_closing_order_is_bound_to_what_was_read(
     [position] = tables.positions
     crossed = protection.crossing(tables, position, [(recorded, recorded.event)])  # type: ignore[list-item]
     assert crossed is not None
-    order = protection.closing_order(position, crossed)
+    order = protection.closing_order(tables, position, crossed)
     assert order is not None
     await happen(desk, meanwhile, position_id, stop)
     conditions = protection.closing_conditions(tables, position, order)

@@ -18,9 +18,10 @@ from uuid import UUID
 import msgspec
 from uuid_utils.compat import uuid7
 
-from ledger.amounts import Amount, PlainDecimal, VenueAmount
+from ledger.amounts import CONTEXT, Amount, PlainDecimal, VenueAmount
 
 __all__ = [
+    "CONTEXT",
     "Amount",
     "Event",
     "Instant",

@@ -1,13 +1,12 @@
-"""The arithmetic of all folds: one decimal context, and how numbers and text fit into columns."""
+"""The arithmetic of all folds: the one decimal context, and how numbers and text fit columns."""
 
 from __future__ import annotations
 
-from decimal import ROUND_HALF_EVEN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow
+from decimal import Decimal
 
-CONTEXT = Context(
-    prec=50, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation, DivisionByZero, Overflow]
-)
-"""Every fold computes in this context, so that where a batch ends can never change a result."""
+from ledger.event import CONTEXT
+
+__all__ = ["CONTEXT", "INTEGER_MAX", "TEXT_CHARS_MAX", "ZERO", "Fit", "bounded", "short"]
 
 TEXT_CHARS_MAX = 255
 INTEGER_MAX = 2**63 - 1

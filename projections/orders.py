@@ -51,6 +51,7 @@ from ledger.domain.orders import (
     OrderTriggered,
     OrderType,
     TimeInForce,
+    kept_token,
     position_tag,
 )
 from ledger.event import RecordedEvent
@@ -233,22 +234,32 @@ def _placed(state: State, recorded: RecordedEvent, event: OrderPlaced) -> None:
 
 
 def _take_terms(state: State, row: Order, event: OrderPlaced) -> None:
-    row.user_id = state.reference("users", event.user_id)
-    if row.user_id is None:
-        flag(row, "unknown_user")
     row.position_id = row.position_id or state.reference("positions", event.position_id)
     if event.reduce_only:
         row.book = short(position_tag(event.user_id, event.token, event.position_id))
+    if _has_other_terms(row, event):
+        flag(row, "other_terms")
+    row.user_id = state.reference("users", event.user_id)
+    if row.user_id is None:
+        flag(row, "unknown_user")
     if row.action not in (None, event.action):
         sold, bought = row.amount_out_decimals, row.amount_in_decimals
         row.amount_in_decimals, row.amount_out_decimals = sold, bought
-    row.token, row.action, row.order_type = short(event.token), event.action, event.order_type
+    row.token, row.action, row.order_type = kept_token(event.token), event.action, event.order_type
     row.exact_quantity, row.amount, row.exact_price = event.quantity, event.amount, event.price
     row.reference_price, row.trigger_price = event.reference_price, event.trigger_price
     row.time_in_force, row.expires_at = event.time_in_force, event.expires_at
     row.reduce_only, row.closes_position_id = event.reduce_only, event.closes_position_id
     row.slippage_bps, row.strategy = bounded(event.slippage_bps), short(event.strategy)
     row.extra_data = event.extra_data
+
+
+def _has_other_terms(row: Order, event: OrderPlaced) -> bool:
+    """Whether the first of the fills that came before the placing does not fit it."""
+    if row.token is None:
+        return False
+    is_other = (row.token, row.action) != (kept_token(event.token), event.action)
+    return is_other or row.user_id not in (None, event.user_id)
 
 
 def _fact(state: State, recorded: RecordedEvent, event: OrderEvent) -> Order:
@@ -300,7 +311,7 @@ def _reported(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
 
 @orders.on(OrderCancelled, OrderExpired, OrderRejected, OrderFailed)
 def _ended(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
-    """End the order; one that is finished already stays as it is."""
+    """End the order; one that is finished already stays so."""
     row = _fact(state, recorded, event)
     had_ended = row.stage & ENDED
     _step(row, type(event))
@@ -342,17 +353,18 @@ def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
         _book(row, event)
         _book_fee(row, event)
         row.transaction_signature = short(event.transaction_signature) or row.transaction_signature
-        row.position_id = row.position_id or _cycle(state, recorded, event)
+        _link(state, recorded, event, row)
     _settle(row, recorded)
 
 
 def _match(state: State, row: Order, event: Execution) -> None:
     """Compare the fill with the order's terms, which it stands for if there are none."""
     known = (row.token, row.action)
-    if row.order_type is None and known == (None, None):
+    if row.order_type is None and row.user_id is None:
         row.user_id = state.reference("users", event.user_id)
-        row.token, row.action = short(event.token), event.action
-    elif known != (short(event.token), event.action) or _is_of_another(row, event):
+    if row.order_type is None and known == (None, None):
+        row.token, row.action = kept_token(event.token), event.action
+    elif known != (kept_token(event.token), event.action) or _is_of_another(row, event):
         flag(row, "other_terms")
 
 
@@ -415,18 +427,23 @@ def _book_fee(row: Order, event: Execution) -> None:
     if event.fee_currency is None:
         row.exact_fees += fee
     elif event.fee_currency == event.token:
-        row.exact_fees += fee * event.price
+        row.exact_fees += event.worth(fee)
     else:
         total = Decimal(row.other_fees.get(event.fee_currency, ZERO)) + fee
         row.other_fees[event.fee_currency] = format(total, "f")
 
 
-def _cycle(state: State, recorded: RecordedEvent, event: Execution) -> UUID | None:
-    """Return the position that this very fill has moved."""
+def _link(state: State, recorded: RecordedEvent, event: Execution, row: Order) -> None:
+    """Note the position that this very fill has moved, or why it has moved none."""
     if event.user_id is None:
-        return None
+        if isinstance(event, OrderFilled):
+            flag(row, "fill_without_position")
+        return
     book = position_tag(event.user_id, event.token, event.position_id)
     position = state.tables["positions"].find("book", book)
     if position is None or position.changed_size != recorded.offset + 1:
-        return None
-    return position.position_id if position.token == short(event.token) else None
+        return
+    if (position.token, position.owner_id) != (kept_token(event.token), event.user_id):
+        flag(row, "fill_of_another")
+    else:
+        row.position_id = row.position_id or position.position_id

@@ -1,6 +1,7 @@
 """Positions: average-cost books that follow from fills, one row per cycle.
 
-A cycle opens with a fill from flat and closes at exactly zero; the next fill opens another row.
+A cycle opens with a fill from flat and closes at exactly zero; the next fill opens another row. One
+that the bust of a fill opens has none of the levels that the cycle before it had.
 
 A bust moves the book back by what its fill did, at the fill's own price. What had increased the
 position leaves the cost with what it brought in; what had reduced it comes back at the price it
@@ -33,27 +34,36 @@ from ledger.domain.orders import (
     OrderRejected,
     OrderReplaced,
     OrderRestated,
+    kept_token,
     position_tag,
 )
 from ledger.domain.positions import (
+    DERIVED,
     Effect,
     PositionEvent,
     PositionLiquidated,
     ProtectionSet,
+    closing_order_id,
     cycle_id,
     effect_of,
+    id_of_nothing,
 )
 from ledger.event import Event, RecordedEvent
-from ledger.sqltypes import OFFSET
+from ledger.sqltypes import OFFSET, ExactNumeric
 from projections.model import AMOUNT, PRODUCT, Flags, TimedModel, exact, one_of, refers_to
-from projections.numbers import CONTEXT, ZERO, short
+from projections.numbers import CONTEXT, ZERO
 from projections.projection import Alias, Projection, State, flag
 from projections.rendering import amount_text
 
 OPEN, CLOSED, LIQUIDATED = "open", "closed", "liquidated"
 PERCENT = 100
 
-_marks = sa.table("marks", sa.column("journal_id"), sa.column("token"), sa.column("price", AMOUNT))
+_marks = sa.table(
+    "marks",
+    sa.column("journal_id"),
+    sa.column("token"),
+    sa.column("exact_price", ExactNumeric()),
+)
 
 
 class Position(TimedModel):
@@ -63,6 +73,8 @@ class Position(TimedModel):
     currency; `other_fees` has decimal text by third currency. `book` names what fills net into: a
     user's token, or an explicit position when hedging. `owner_id` is the user whose fills it takes,
     `user_id` is the same where that user is known.
+
+    A liquidation that found no position in its book has a row of its own, liquidated and of size 0.
 
     `armed_size` is the journal's size after the event that armed the levels, NULL without levels;
     `closing_order_id` is the protective order that is at work to close the position.
@@ -118,6 +130,7 @@ class Position(TimedModel):
         Index(None, "journal_id", "opened_at"),
         Index(None, "journal_id", "closed_at"),
         Index(None, "journal_id", "closing_order_id"),
+        Index(None, "journal_id", "book"),
     )
 
     @property
@@ -178,7 +191,7 @@ class Position(TimedModel):
 
 
 Position.current_price = column_property(
-    sa.select(_marks.c.price)
+    sa.select(_marks.c.exact_price)
     .where(
         _marks.c.journal_id == Position.__table__.c.journal_id,
         _marks.c.token == Position.__table__.c.token,
@@ -209,20 +222,27 @@ AMENDMENTS = (OrderReplaced, OrderRestated)
 
 def _books(event: Event) -> Iterable[str]:
     """Name the books whose open cycle the fold of `event` may look up."""
-    if isinstance(event, Execution):
-        return event.tags()
-    return (_explicit_book(event.position_id),) if isinstance(event, PositionEvent) else ()
+    if isinstance(event, PositionEvent):
+        return (*event.tags(), _explicit_book(event.position_id))
+    return event.tags() if isinstance(event, Execution) else ()
 
 
 def _explicit_book(position_id: UUID) -> str:
     return f"position:{position_id}"
 
 
-def _cycles_to_close(event: Event) -> Iterable[UUID]:
-    """Name the cycle that a new order is to close."""
-    if not isinstance(event, OrderPlaced) or event.closes_position_id is None:
-        return ()
-    return (event.closes_position_id,)
+def _cycles(event: Event) -> Iterable[UUID]:
+    """Name the cycle that a new order is to close, or what a liquidation of nothing stands for."""
+    if isinstance(event, PositionLiquidated):
+        return (id_of_nothing(_book(event)),)
+    if isinstance(event, OrderPlaced) and event.closes_position_id is not None:
+        return (event.closes_position_id,)
+    return ()
+
+
+def _book(event: PositionEvent) -> str:
+    [book] = event.tags()
+    return book
 
 
 def _orders_at_work(event: Event) -> Iterable[UUID]:
@@ -234,7 +254,7 @@ positions = Projection(
     Position,
     # The book is last: by it the open cycle must be found, whatever else is in memory.
     aliases=[
-        Alias("position_id", _cycles_to_close),
+        Alias("position_id", _cycles),
         Alias("closing_order_id", _orders_at_work),
         Alias("book", _books, Position.status == OPEN),
     ],
@@ -259,7 +279,7 @@ def _trade(state: State, recorded: RecordedEvent, event: Execution, user_id: UUI
     effect = effect_of(event)
     if row is None:
         _open(state, recorded, event, effect)
-    elif (row.token, row.owner_id) != (short(event.token), user_id):
+    elif (row.token, row.owner_id) != (kept_token(event.token), user_id):
         # An explicit position is named by a fill in another token or of another user.
         flag(state.rows(Position).touch(row, recorded), "fill_of_another")
     else:
@@ -267,7 +287,13 @@ def _trade(state: State, recorded: RecordedEvent, event: Execution, user_id: UUI
 
 
 def _open_cycle(state: State, book: str) -> Position | None:
-    row = state.rows(Position).find("book", book)
+    rows = state.rows(Position)
+    row = rows.find("book", book)
+    if row is not None and row.owner_id is None:
+        # A row for liquidations of nothing has come into memory after that of the open cycle.
+        row = next((each for each in rows if each.book == book and each.status == OPEN), None)
+        if row is not None:
+            rows.rename(row, "book", book)
     return row if row is not None and row.status == OPEN else None
 
 
@@ -282,10 +308,12 @@ def _open(state: State, recorded: RecordedEvent, event: Execution, effect: Effec
         recorded,
         book=position_tag(event.user_id, event.token, event.position_id),
         owner_id=event.user_id,
-        token=short(event.token),
+        token=kept_token(event.token),
         opened_at=recorded.occurred_at,
         strategy=None if order is None else order.strategy,
     )
+    if isinstance(event, FillBusted):
+        flag(row, "reopened_unprotected")
     _increase(state, event, row, effect)
 
 
@@ -354,6 +382,8 @@ def _note(state: State, event: Execution, row: Position, effect: Effect) -> None
         _add_other_fee(row, str(event.fee_currency), effect.other_fee)
     if isinstance(event, FillBusted):
         flag(row, "fill_busted")
+    if event.position_id is not None and event.position_id.version == DERIVED:
+        flag(row, "derived_position_id")
 
 
 def _add_other_fee(row: Position, currency: str, fee: Decimal) -> None:
@@ -363,8 +393,8 @@ def _add_other_fee(row: Position, currency: str, fee: Decimal) -> None:
 
 @positions.on(ProtectionSet)
 def _protected(state: State, recorded: RecordedEvent, event: ProtectionSet) -> None:
-    row = _target(state, recorded, event)
-    if row is not None:
+    row = _meant(state, recorded, event)
+    if row is not None and _is_in_time(row, event):
         row.stop_loss, row.take_profit = event.stop_loss, event.take_profit
         _arm(row, recorded)
 
@@ -377,23 +407,45 @@ def _arm(row: Position, recorded: RecordedEvent) -> None:
 
 @positions.on(PositionLiquidated)
 def _liquidated(state: State, recorded: RecordedEvent, event: PositionLiquidated) -> None:
-    row = _target(state, recorded, event)
-    if row is not None:
-        row.exact_fees += ZERO if event.fee is None else +event.fee
-        _close(state, recorded, row, -row.exact_size * event.price, LIQUIDATED)
-
-
-def _target(state: State, recorded: RecordedEvent, event: PositionEvent) -> Position | None:
-    """Return the open cycle to change; an event that comes too late is flagged."""
-    rows = state.rows(Position)
-    row = _open_cycle(state, _explicit_book(event.position_id)) or rows.get(event.position_id)
+    """Close the cycle, if it is one of the event's book; the fee is booked in that in any case."""
+    row = _meant(state, recorded, event)
+    if row is not None and row.book != _book(event):
+        flag(row, "liquidated_without_book")
+        row = None
     if row is None:
+        row = _nothing(state, recorded, event)
+    elif _is_in_time(row, event):
+        _close(state, recorded, row, -row.exact_size * event.price, LIQUIDATED)
+    row.exact_fees += ZERO if event.fee is None else +event.fee
+
+
+def _nothing(state: State, recorded: RecordedEvent, event: PositionLiquidated) -> Position:
+    """Return the row for liquidations that found no position in their book."""
+    rows, book = state.rows(Position), _book(event)
+    row = rows.edit(id_of_nothing(book), recorded)
+    if row is None:
+        at = recorded.occurred_at
+        times = {"opened_at": at, "closed_at": at, "closed_size": recorded.offset + 1}
+        row = rows.add(id_of_nothing(book), recorded, book=book, status=LIQUIDATED, **times)
+    flag(row, "liquidated_nothing")
+    return row
+
+
+def _meant(state: State, recorded: RecordedEvent, event: PositionEvent) -> Position | None:
+    """Return the cycle that an event is about: the open one of the explicit book that it names."""
+    rows, explicit = state.rows(Position), _explicit_book(event.position_id)
+    row = _open_cycle(state, explicit) if _book(event) == explicit else None
+    row = row or rows.get(event.position_id)
+    if row is None or row.position_id == id_of_nothing(row.book):
         return None
-    rows.touch(row, recorded)
-    if row.status == OPEN:
-        return row
-    flag(row, f"after_{row.status}:{type(event).__name__}")
-    return None
+    return rows.touch(row, recorded)
+
+
+def _is_in_time(row: Position, event: PositionEvent) -> bool:
+    """Whether a cycle is open; an event that comes too late is flagged."""
+    if row.status != OPEN:
+        flag(row, f"after_{row.status}:{type(event).__name__}")
+    return row.status == OPEN
 
 
 @positions.on(OrderPlaced)
@@ -403,7 +455,10 @@ def _placed(state: State, recorded: RecordedEvent, event: OrderPlaced) -> None:
         return
     rows = state.rows(Position)
     row = rows.find("position_id", event.closes_position_id)
-    if row is not None and row.armed_size is not None and row.closing_order_id is None:
+    if row is None or row.armed_size is None or row.closing_order_id is not None:
+        return
+    # Only the one order that these very levels lead to can stand in for them.
+    if event.order_id == closing_order_id(row.position_id, row.armed_size):
         rows.rename(rows.touch(row, recorded), "closing_order_id", event.order_id)
 
 

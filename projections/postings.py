@@ -22,9 +22,9 @@ each line on what the line above left:
 A fee of 2 in a third currency is two more entries in that currency: `fee` +2 and `cash` -2.
 
 Not booked is what moves no position: a fill without a user or a quantity, or of another user or
-token than an explicit position's; one of which the token's fee leaves nothing to hold; a
-liquidation where nothing is held. A bust takes its fill back at the fill's own price (see
-positions).
+token than an explicit position's; one of which the token's fee leaves nothing to hold. Of a
+liquidation that is not of the cycle which its book holds, only the fee is booked. A bust takes its
+fill back at the fill's own price (see positions).
 """
 
 from __future__ import annotations
@@ -39,7 +39,14 @@ import sqlalchemy as sa
 from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from ledger.domain.orders import Action, Execution, FillBusted, OrderFilled, position_tag
+from ledger.domain.orders import (
+    Action,
+    Execution,
+    FillBusted,
+    OrderFilled,
+    kept_token,
+    position_tag,
+)
 from ledger.domain.positions import PositionLiquidated, cycle_id
 from ledger.event import Event, RecordedEvent
 from projections.model import ReadModel, exact, one_of
@@ -123,22 +130,10 @@ def label(currency: str | None) -> str:
 
 def _books(event: Event) -> Iterable[str]:
     """Name the books that the fold of `event` may look up."""
-    if isinstance(event, Execution):
-        return event.tags()
-    return (_explicit_book(event.position_id),) if isinstance(event, PositionLiquidated) else ()
+    return event.tags() if isinstance(event, Execution | PositionLiquidated) else ()
 
 
-def _liquidated(event: Event) -> Iterable[UUID]:
-    return (event.position_id,) if isinstance(event, PositionLiquidated) else ()
-
-
-def _explicit_book(position_id: UUID) -> str:
-    return f"position:{position_id}"
-
-
-book_balances = Projection(
-    BookBalance, aliases=[Alias("book", _books), Alias("position_id", _liquidated)]
-)
+book_balances = Projection(BookBalance, aliases=[Alias("book", _books)])
 postings = Projection(Posting, append_only=True)
 """Its rows are made together with the balances, from which they follow."""
 
@@ -168,8 +163,13 @@ def _trade(event: Execution) -> Trade:
     if event.fee_currency is None:
         return Trade(moved, paid + fee, fee, undoing=undoing)
     if event.fee_currency == event.token:
-        return Trade(moved - fee, paid, fee * event.price, undoing=undoing)
+        return Trade(moved - fee, paid, fee * _price(event), undoing=undoing)
     return Trade(moved, paid, ZERO, fee, event.fee_currency, undoing)
+
+
+def _price(event: Execution) -> Decimal:
+    """Return the price of a fill as exactly as it is known."""
+    return event.price if event.quote_amount is None else event.quote_amount / event.quantity
 
 
 @book_balances.on(OrderFilled, FillBusted)
@@ -183,37 +183,45 @@ def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
     if row is None or row.holding == 0:
         if trade.moved == 0:
             return
-    elif (row.user_id, row.token) != (event.user_id, short(event.token)):
+    elif (row.user_id, row.token) != (event.user_id, kept_token(event.token)):
         return
     row = rows.edit(book, recorded) or rows.add(book, recorded)
     after = row.holding + trade.moved
     if after != 0 and row.holding * after <= 0:
         _begin_cycle(state, recorded, event, row)
-    _post(state, recorded, row, trade)
+    _post(state, recorded, row, trade, event.user_id)
 
 
 def _begin_cycle(state: State, recorded: RecordedEvent, event: Execution, row: BookBalance) -> None:
     is_first = row.position_id is None
     opened = cycle_id(state.journal_name, recorded.event_id, event, is_first=is_first)
-    state.rows(BookBalance).rename(row, "position_id", opened)
-    row.user_id, row.token = event.user_id, short(event.token)
+    row.position_id = opened
+    row.user_id, row.token = event.user_id, kept_token(event.token)
 
 
 @book_balances.on(PositionLiquidated)
 def _closed_by_force(state: State, recorded: RecordedEvent, event: PositionLiquidated) -> None:
-    """Sell or buy back the whole holding, if there is one."""
-    rows = state.rows(BookBalance)
-    explicit = rows.get(_explicit_book(event.position_id))
-    found = (explicit, rows.find("position_id", event.position_id))
-    row = next((each for each in found if each is not None and each.holding != 0), None)
-    if row is not None:
-        fee = ZERO if event.fee is None else +event.fee
-        paid = -row.holding * event.price + fee
-        _post(state, recorded, rows.touch(row, recorded), Trade(-row.holding, paid, fee))
+    """Sell or buy back the whole holding, if it is of that cycle, and charge the fee."""
+    [book] = event.tags()
+    rows, fee = state.rows(BookBalance), ZERO if event.fee is None else +event.fee
+    row = rows.get(book)
+    is_own = row is not None and _is_of_cycle(row, event)
+    holding = row.holding if row is not None and is_own else ZERO
+    if holding != 0 or fee != 0:
+        row = rows.edit(book, recorded) or rows.add(book, recorded)
+        trade = Trade(-holding, -holding * event.price + fee, fee)
+        _post(state, recorded, row, trade, row.user_id if is_own else None)
 
 
-def _post(state: State, recorded: RecordedEvent, row: BookBalance, trade: Trade) -> None:
-    """Make the entries of a trade and move the balances of its book by them."""
+def _is_of_cycle(row: BookBalance, event: PositionLiquidated) -> bool:
+    """Whether a liquidation is of the cycle that is open or was last, or of an explicit book."""
+    return row.position_id == event.position_id or row.book == f"position:{event.position_id}"
+
+
+def _post(
+    state: State, recorded: RecordedEvent, row: BookBalance, trade: Trade, user_id: UUID | None
+) -> None:
+    """Make the entries of a user's trade and move the balances of its book by them."""
     entries = list(_entries(row, trade))
     row.holding += trade.moved
     row.cash -= trade.paid
@@ -227,7 +235,7 @@ def _post(state: State, recorded: RecordedEvent, row: BookBalance, trade: Trade)
             event_id=recorded.event_id,
             entry=number,
             timestamp=recorded.occurred_at,
-            user_id=row.user_id,
+            user_id=user_id,
             token=row.token,
             book=row.book,
             account=account,

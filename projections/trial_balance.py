@@ -1,7 +1,9 @@
 """The trial balance: what is on every account, and whether postings and positions agree.
 
-Postings and positions are two folds of the same events that share no arithmetic. Where they differ,
-one of them is wrong.
+Postings and positions are two folds of the same events. They share what an event says of itself:
+what was paid in a fill (`notional`), the name of its book (`position_tag`), the form in which a
+token is compared (`kept_token`) and the ids of cycles (`cycle_id`). Sizes, fees, costs and gains
+each computes by itself: where they differ, one of them is wrong.
 """
 
 from __future__ import annotations

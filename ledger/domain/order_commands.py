@@ -9,15 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from decimal import (
-    ROUND_HALF_EVEN,
-    Context,
-    Decimal,
-    DivisionByZero,
-    InvalidOperation,
-    Overflow,
-    localcontext,
-)
+from decimal import Decimal, InvalidOperation, localcontext
 from typing import Any, TypeVar, assert_never
 from uuid import UUID
 
@@ -45,12 +37,7 @@ from ledger.domain.orders import (
     order_stream,
 )
 from ledger.errors import CommandRefused, InvalidCommand
-from ledger.event import Amount, Event, Instant, VenueAmount
-
-CONTEXT = Context(
-    prec=50, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation, DivisionByZero, Overflow]
-)
-"""That of the read models' folds, so that both come to the same sums."""
+from ledger.event import CONTEXT, Amount, Event, Instant, VenueAmount
 
 ZERO = Decimal(0)
 PRICE_PLACES = 18
@@ -59,7 +46,7 @@ PRICE_PLACES = 18
 TOKEN_CHARS_MAX = 200
 BASIS_POINTS_MAX = 10_000
 DERIVED = 8
-"""The version of the position ids that follow from fills; nobody may choose one."""
+"""The version of ids that follow from events: of cycles and closing orders; nobody chooses one."""
 
 _TRIGGERED_TYPES = (OrderType.STOP_LOSS, OrderType.TAKE_PROFIT)
 _MONEY = ("price", "quantity", "fee", "fee_currency", "quote_amount")
@@ -97,9 +84,18 @@ class OrderCommand(Command):
             if value is not None and value <= 0:
                 raise self.invalid(name, f"must be above zero, not {value}")
 
+    def check_explicit(self, position_id: UUID | None) -> None:
+        """Raise InvalidCommand for the id of a cycle, which names no book."""
+        if position_id is not None and position_id.version == DERIVED:
+            reason = "is of a cycle; give the book's own explicit id, or none for netting"
+            raise self.invalid("position_id", reason)
+
 
 class PlaceOrder(OrderCommand):
-    """Place an order; the fields are those of OrderPlaced, `now` is the time of the command."""
+    """Place an order; `now` is the time of the command, the other fields are those of OrderPlaced.
+
+    None of them says that the order closes a protected position: that is the reactor's business.
+    """
 
     now: Instant
     user_id: UUID
@@ -116,7 +112,6 @@ class PlaceOrder(OrderCommand):
     position_id: UUID | None = None
     reduce_only: bool = False
     reference_price: Amount | None = None
-    closes_position_id: UUID | None = None
     strategy: str | None = None
     extra_data: dict[str, str] | None = None
 
@@ -150,10 +145,9 @@ class PlaceOrder(OrderCommand):
     def _check_identity(self) -> None:
         if not 0 < len(self.token) <= TOKEN_CHARS_MAX or not self.token.isprintable():
             raise self.invalid("token", f"must be 1 to {TOKEN_CHARS_MAX} printable characters")
-        if self.position_id is not None and self.position_id.version == DERIVED:
-            raise self.invalid("position_id", "UUIDs of version 8 are those of netting positions")
-        if self.closes_position_id is not None and not self.reduce_only:
-            raise self.invalid("reduce_only", "an order that closes a position may only reduce it")
+        self.check_explicit(self.position_id)
+        if self.order_id.version == DERIVED:
+            raise self.invalid("order_id", "UUIDs of version 8 are those of closing orders")
         if self.reduce_only and self.amount is not None:
             raise self.invalid("amount", "an order that may only reduce needs a quantity")
 
@@ -198,6 +192,23 @@ class ExecutionCommand(OrderCommand):
     user_id: UUID | None = None
     position_id: UUID | None = None
 
+    def __post_init__(self) -> None:
+        """Let the price follow from what was paid or received, where only that is given."""
+        super().__post_init__()
+        self.check_explicit(self.position_id)
+        if self.price is None and None not in (self.quantity, self.quote_amount):
+            msgspec.structs.force_setattr(self, "price", self._price())
+
+    def _price(self) -> VenueAmount:
+        """Return quote amount / quantity; an execution of nothing has no price."""
+        if not self.quantity or self.quote_amount is None:
+            return VenueAmount(0)
+        price = CONTEXT.divide(self.quote_amount, self.quantity)
+        try:
+            return VenueAmount(price.quantize(Decimal(1).scaleb(-PRICE_PLACES), context=CONTEXT))
+        except (ValueError, InvalidOperation) as error:
+            raise self.invalid("price", "quote_amount / quantity is too large") from error
+
 
 class RecordFill(ExecutionCommand):
     """Record that the venue executed `quantity`, at `price` or for `quote_amount` in all."""
@@ -208,16 +219,7 @@ class RecordFill(ExecutionCommand):
         if self.quantity is None:
             raise self.invalid("quantity", "a fill needs one")
         if self.price is None:
-            msgspec.structs.force_setattr(self, "price", self._price(self.quantity))
-
-    def _price(self, quantity: VenueAmount) -> VenueAmount:
-        if self.quote_amount is None or not quantity:
-            raise self.invalid("price", "a fill needs a price, or a quote_amount for a quantity")
-        price = CONTEXT.divide(self.quote_amount, quantity)
-        try:
-            return VenueAmount(price.quantize(Decimal(1).scaleb(-PRICE_PLACES), context=CONTEXT))
-        except (ValueError, InvalidOperation) as error:
-            raise self.invalid("price", "quote_amount / quantity is too large") from error
+            raise self.invalid("price", "a fill needs a price or a quote_amount")
 
 
 class RecordBust(ExecutionCommand):
@@ -228,12 +230,13 @@ AnyOrderCommand = PlaceOrder | RequestReplace | RequestCancel | FailOrder | Reco
 
 
 class OrderState(msgspec.Struct, frozen=True):
-    """An order as its events have it: terms, sums (exact), stage, and the fills by id."""
+    """An order as its events have it: terms, exact sums, stage, and fills and busts by fill id."""
 
     stage: int = 0
     user_id: UUID | None = None
     token: str | None = None
     action: Action | None = None
+    order_type: OrderType | None = None
     position_id: UUID | None = None
     quantity: Decimal | None = None
     amount: Decimal | None = None
@@ -241,7 +244,7 @@ class OrderState(msgspec.Struct, frozen=True):
     filled: Decimal = ZERO
     notional: Decimal = ZERO
     fills: Mapping[str, OrderFilled] = msgspec.field(default_factory=dict)
-    busted: frozenset[str] = frozenset()
+    busted: Mapping[str, FillBusted] = msgspec.field(default_factory=dict)
 
     @property
     def has_fills(self) -> bool:
@@ -290,12 +293,18 @@ def _place(command: PlaceOrder, state: OrderState) -> OrderPlaced:
     """Place the order, also one that the venue has reported on already, unless it has ended."""
     if state.stage & (Stage.PLACED | stages.ENDED):
         raise _refused(command, state, "an order is placed once")
-    return OrderPlaced(**{name: getattr(command, name) for name in OrderPlaced.__struct_fields__})
+    values: dict[str, Any] = msgspec.structs.asdict(command)
+    del values["now"]
+    return OrderPlaced(**values)
 
 
 def _request_replace(command: RequestReplace, state: OrderState) -> OrderReplaceRequested:
     """Ask for other terms; a filled order works again if there is more to fill."""
     _check_fits(command, state, OrderReplaceRequested)
+    if command.price is not None and state.order_type is OrderType.MARKET:
+        raise command.invalid("price", "a market order has none")
+    if command.quantity is not None and state.quantity is None and state.amount is not None:
+        raise command.invalid("quantity", "an order over an amount has none")
     if state.is_filled and (command.quantity is None or command.quantity <= state.filled):
         raise _refused(command, state, f"{state.filled} are filled; only more can be asked for")
     return OrderReplaceRequested(
@@ -315,10 +324,18 @@ def _refused(command: OrderCommand, state: OrderState, reason: str) -> CommandRe
 
 def _fill(command: RecordFill, state: OrderState) -> Sequence[Execution]:
     """Record a fill once; the same id with other content is a conflict, which is recorded too."""
-    known = state.fills.get(command.fill_id)
+    known = state.fills.get(command.fill_id) or state.busted.get(command.fill_id)
     if known is None:
         return (_execution(OrderFilled, command, state),)
-    return () if _repeats(command, known) else (_execution(FillConflicted, command, state),)
+    conflict = () if _repeats(command, known) else (_execution(FillConflicted, command, state),)
+    return (*_mirror(known), *conflict)
+
+
+def _mirror(known: Execution) -> Sequence[Execution]:
+    """Return the fill that a bust has taken back already, so that nothing is left of the two."""
+    if isinstance(known, FillBusted):
+        return (OrderFilled(**msgspec.structs.asdict(known)),)
+    return ()
 
 
 def _repeats(command: ExecutionCommand, known: Execution) -> bool:
@@ -377,6 +394,7 @@ def _placed(state: OrderState, event: OrderPlaced) -> OrderState:
         user_id=event.user_id,
         token=event.token,
         action=event.action,
+        order_type=event.order_type,
         position_id=event.position_id,
         quantity=event.quantity,
         amount=event.amount,
@@ -385,26 +403,23 @@ def _placed(state: OrderState, event: OrderPlaced) -> OrderState:
 
 
 def _executed(state: OrderState, event: OrderFilled | FillBusted) -> OrderState:
-    """Add a fill to the sums, or take one out; of a fill id reported twice the first is known."""
-    stage = state.step(type(event)).stage
+    """Know a fill or a bust by its id, and add it to the sums or take it out, if it is of any."""
+    state = _known(msgspec.structs.replace(state, stage=state.step(type(event)).stage), event)
     if event.quantity <= 0:
-        return msgspec.structs.replace(state, stage=stage)
-    state = _with_terms(state, event)
-    if isinstance(event, FillBusted):
-        return msgspec.structs.replace(
-            state,
-            stage=stage,
-            filled=state.filled - +event.quantity,
-            notional=state.notional - event.notional(),
-            busted=state.busted | {event.fill_id},
-        )
+        return state
+    sign = -1 if isinstance(event, FillBusted) else 1
     return msgspec.structs.replace(
-        state,
-        stage=stage,
-        filled=state.filled + +event.quantity,
-        notional=state.notional + event.notional(),
-        fills={event.fill_id: event, **state.fills},
+        _with_terms(state, event),
+        filled=state.filled + sign * event.quantity,
+        notional=state.notional + sign * event.notional(),
     )
+
+
+def _known(state: OrderState, event: OrderFilled | FillBusted) -> OrderState:
+    """Keep what was reported; of an id that was reported twice the first."""
+    if isinstance(event, FillBusted):
+        return msgspec.structs.replace(state, busted={event.fill_id: event, **state.busted})
+    return msgspec.structs.replace(state, fills={event.fill_id: event, **state.fills})
 
 
 def _with_terms(state: OrderState, event: Execution) -> OrderState:

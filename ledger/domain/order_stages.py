@@ -68,7 +68,8 @@ class Stage(IntFlag):
 ENDED = int(Stage.CANCELLED | Stage.EXPIRED | Stage.REJECTED | Stage.FAILED)
 """The bits of an order that ended otherwise than by being filled: it stays so whatever comes."""
 
-_PASSING = Stage.STOPPED | Stage.DONE_FOR_DAY | Stage.CANCEL_PENDING | Stage.REPLACE_PENDING
+_PENDING = Stage.CANCEL_PENDING | Stage.REPLACE_PENDING
+_PASSING = Stage.STOPPED | Stage.DONE_FOR_DAY | _PENDING
 _NONE = Stage(0)
 
 _SETS: Mapping[type[OrderEvent], Stage] = {
@@ -126,7 +127,8 @@ def step(stage: int, event_type: type[OrderEvent], has_fills: bool, is_filled: b
     """Return what an event makes of an order of this stage and these quantities before it.
 
     A misfit of a command's event means that the command is refused. Facts take effect whether they
-    fit or not, except that an order that has ended or is filled does not end again.
+    fit or not, except that an order that has ended or is filled does not end again; of a filled one
+    nothing is pending any more after the report of an end.
     """
     before = Stage(stage)
     misfit = _misfit(before, event_type, has_fills, is_filled)
@@ -142,7 +144,7 @@ def _effect(before: Stage, event_type: type[OrderEvent], is_filled: bool) -> Sta
     if before & ENDED:
         return before
     if event_type in _ENDS:
-        return before if is_filled else before & ~_PASSING | _ENDS[event_type]
+        return before & ~_PENDING if is_filled else before & ~_PASSING | _ENDS[event_type]
     return before & ~_CLEARS.get(event_type, _NONE) | _SETS.get(event_type, _NONE)
 
 

@@ -12,6 +12,8 @@ from ledger.event import Amount, Event, Instant, VenueAmount
 
 TAGGED_CHARS_MAX = 200
 """Longer tokens stand in tags as digests."""
+TOKEN_CHARS_KEPT = 255
+"""Longer tokens are compared and kept as digests."""
 
 
 class Action(StrEnum):
@@ -63,6 +65,13 @@ def position_tag(user_id: UUID, token: str, position_id: UUID | None) -> str:
     if len(token) > TAGGED_CHARS_MAX or not token.isprintable():
         token = hashlib.sha256(token.encode()).hexdigest()
     return f"book:{user_id}:{token}"
+
+
+def kept_token(token: str) -> str:
+    """Return a token as books compare it and columns hold it: one that is too long as a digest."""
+    if len(token) <= TOKEN_CHARS_KEPT:
+        return token
+    return f"sha256:{hashlib.sha256(token.encode()).hexdigest()}"
 
 
 class OrderEvent(Event):
@@ -146,6 +155,15 @@ class Execution(OrderEvent):
     def notional(self) -> Decimal:
         """Return what was paid or received in the quote currency, before fees."""
         return self.quantity * self.price if self.quote_amount is None else +self.quote_amount
+
+    def worth(self, amount: Decimal) -> Decimal:
+        """Return what `amount` of the token was worth in this fill, of more than nothing.
+
+        Where the quote amount is known, the price may be one that was rounded, even to zero.
+        """
+        if self.quote_amount is None:
+            return amount * self.price
+        return self.quote_amount * amount / self.quantity
 
     def tags(self) -> Iterable[str]:
         """Name the position book that the fill moves."""

@@ -7,28 +7,22 @@ book carry its tag. Each of its cycles, from flat to flat, is a position with an
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from decimal import (
-    ROUND_HALF_EVEN,
-    Context,
-    Decimal,
-    DivisionByZero,
-    InvalidOperation,
-    Overflow,
-    localcontext,
-)
+from decimal import Decimal, localcontext
 from typing import assert_never
 from uuid import UUID, uuid5
 
 import msgspec
 
 from ledger.decider import Command, Decider
-from ledger.domain.orders import Action, Execution, FillBusted, OrderFilled, position_tag
-from ledger.event import Amount, Event, RecordedEvent, VenueAmount
-
-CONTEXT = Context(
-    prec=50, rounding=ROUND_HALF_EVEN, traps=[InvalidOperation, DivisionByZero, Overflow]
+from ledger.domain.orders import (
+    Action,
+    Execution,
+    FillBusted,
+    OrderFilled,
+    kept_token,
+    position_tag,
 )
-"""Decisions and folds compute in this context, so that both come to the same sizes."""
+from ledger.event import CONTEXT, Amount, Event, RecordedEvent, VenueAmount
 
 IDS = UUID("6f1c1d8e-52a5-5b0c-9d3f-0d4a4ad1c9f7")
 """The namespace of the ids of cycles."""
@@ -113,7 +107,7 @@ def effect_of(event: Execution) -> Effect:
         size, value = -size, -value
     fee, other_fee = ZERO if event.fee is None else +event.fee, ZERO
     if event.fee_currency == event.token:
-        worth = fee * event.price
+        worth = event.worth(fee)
         size, value, fee = size - fee, value - worth, worth
     elif event.fee_currency is not None:
         fee, other_fee = ZERO, fee
@@ -139,12 +133,18 @@ def _derived_id(name: str) -> UUID:
     return UUID(int=uuid5(IDS, name).int & ~(0xF << 76) | DERIVED << 76)
 
 
+def id_of_nothing(book: str) -> UUID:
+    """Return the id under which liquidations stand that found no position in their book."""
+    return _derived_id(f"{book}:none")
+
+
 def closing_order_id(position_id: UUID, armed_size: int) -> UUID:
     """Return the id of the one order that levels armed at this size can lead to.
 
-    `armed_size` is the size of the journal after the event that armed them.
+    `armed_size` is the size of the journal after the event that armed them. The id is a derived one
+    too, so that nobody can place another order under it, and so switch the levels off.
     """
-    return uuid5(IDS, f"closing {position_id}:{armed_size}")
+    return _derived_id(f"closing {position_id}:{armed_size}")
 
 
 class BookCommand(Command, kw_only=True):
@@ -189,7 +189,7 @@ class Book(msgspec.Struct, frozen=True):
 
     def is_of(self, user_id: UUID | None, token: str) -> bool:
         """Whether the last cycle is in this user's token."""
-        return (self.user_id, self.token) == (user_id, token)
+        return (self.user_id, self.token) == (user_id, kept_token(token))
 
 
 def decide(command: SetProtection | Liquidate, book: Book) -> Sequence[Event]:
@@ -238,7 +238,7 @@ def _check_sides(command: SetProtection, book: Book) -> None:
 def _liquidation(command: Liquidate, book: Book) -> PositionLiquidated:
     position_id = book.position_id
     if position_id is None or not book.is_of(command.user_id, command.token):
-        position_id = _derived_id(f"{command.book}:none")
+        position_id = id_of_nothing(command.book)
     return PositionLiquidated(
         position_id=position_id, book=command.book, price=command.price, fee=command.fee
     )
@@ -269,7 +269,7 @@ def _moved(book: Book, event: Execution) -> Book:
         cycles=book.cycles + 1,
         explicit_id=event.position_id,
         user_id=event.user_id,
-        token=event.token,
+        token=kept_token(event.token),
     )
 
 

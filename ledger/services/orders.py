@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from typing import Any, cast
 from uuid import UUID, uuid5
 
@@ -48,9 +49,11 @@ from ledger.domain.orders import (
     OrderType,
     TimeInForce,
     order_stream,
+    position_tag,
 )
+from ledger.domain.positions import BookDecider
 from ledger.domain.users import USER, UserDeactivated, UserErased, user_stream
-from ledger.errors import CommandRefused, EventIdConflict, InvalidCommand
+from ledger.errors import EventIdConflict, InvalidCommand
 from ledger.event import NewEvent, VenueAmount
 from ledger.stores import Appended
 
@@ -84,7 +87,7 @@ class Recorded(msgspec.Struct, frozen=True):
 
     @property
     def is_conflict(self) -> bool:
-        """Whether a known fill id came with other content, so that nothing was booked."""
+        """Whether a known fill id came with other content, for which nothing was booked."""
         return isinstance(self.event, FillConflicted)
 
 
@@ -94,6 +97,7 @@ class Orders:
     def __init__(self, deciding: Deciding) -> None:
         self._deciding = deciding
         self._journal = deciding.journal
+        self._books = BookDecider(deciding.journal.name)
 
     async def place(
         self,
@@ -113,15 +117,16 @@ class Orders:
         slippage_bps: int | None = None,
         position_id: UUID | None = None,
         reduce_only: bool = False,
-        closes_position_id: UUID | None = None,
         strategy: str | None = None,
         extra_data: dict[str, str] | None = None,
         origin: Origin = ORIGIN,
     ) -> Recorded:
         """Place an order of an active user; the fields are those of OrderPlaced.
 
-        Without `order_id` one is made, which follows from the origin's command id if it has one.
-        Raises InvalidCommand, and CommandRefused where the order exists or the user may not act.
+        Without `order_id` one is made, which follows from the origin's command id if it has one;
+        UUIDs of version 8 are the ledger's own.
+        Raises InvalidCommand, and CommandRefused where the order exists, the user may not act or
+        the explicit position is open and another's.
         """
         command = PlaceOrder(
             order_id=order_id or _new_order_id(origin),
@@ -140,11 +145,10 @@ class Orders:
             slippage_bps=slippage_bps,
             position_id=position_id,
             reduce_only=reduce_only,
-            closes_position_id=closes_position_id,
             strategy=strategy,
             extra_data=extra_data,
         )
-        return await self._command(command, origin, self._active(user_id))
+        return await self._command(command, origin, partial(self._may_place, command))
 
     async def request_replace(
         self,
@@ -156,11 +160,12 @@ class Orders:
     ) -> Recorded:
         """Ask the venue for another total quantity or price.
 
-        Raises InvalidCommand, and CommandRefused for an order that is unknown, has ended, or is
-        being cancelled, and for a filled one unless more is asked for than was filled.
+        Raises InvalidCommand, also for terms that an order of this type does not have, and
+        CommandRefused for an order that is unknown, has ended, or is being cancelled, for a filled
+        one unless more is asked for than was filled, and where its user may not act.
         """
         command = RequestReplace(order_id=order_id, quantity=_given(quantity), price=_given(price))
-        return await self._command(command, origin)
+        return await self._command(command, origin, partial(self._may_replace, command))
 
     async def request_cancel(self, *, order_id: UUID, origin: Origin = ORIGIN) -> Recorded:
         """Ask the venue to cancel; CommandRefused for an order that is unknown or finished."""
@@ -215,9 +220,11 @@ class Orders:
         """Record that the venue executed `quantity` at `price`, or for `quote_amount` in all.
 
         Nothing is stored for a fill id that is known; with other content it is recorded as
-        FillConflicted. The ids of the events follow from order and fill id, so a repetition is
-        always safe. Token, action, user and position are those of the order where they are not
-        given; for an order that is unknown, token and action are needed (InvalidCommand).
+        FillConflicted. A fill that was busted before is stored as the bust has it, and a report
+        that differs as FillConflicted as well. The ids of the events follow from order and fill id,
+        so a repetition is always safe. Token, action, user and position are those of the order
+        where they are not given; for an order that is unknown, token and action are needed
+        (InvalidCommand). `position_id` is the explicit one of a book, never that of a cycle.
         """
         command = RecordFill(
             order_id=order_id,
@@ -243,6 +250,9 @@ class Orders:
         fill_id: str,
         quantity: VenueFigure | None = None,
         price: VenueFigure | None = None,
+        quote_amount: VenueFigure | None = None,
+        fee: VenueFigure | None = None,
+        fee_currency: str | None = None,
         token: str | None = None,
         action: Action | None = None,
         user_id: UUID | None = None,
@@ -252,13 +262,17 @@ class Orders:
         """Record that the venue took a fill back; a second time nothing is stored.
 
         What is said of a known fill is not looked at. For one that is not known, quantity and price
-        are needed (InvalidCommand), and token and action if the order is not known either.
+        or `quote_amount` are needed (InvalidCommand), and token and action if the order is not
+        known either.
         """
         command = RecordBust(
             order_id=order_id,
             fill_id=fill_id,
             quantity=_given(quantity),
             price=_given(price),
+            quote_amount=_given(quote_amount),
+            fee=_given(fee),
+            fee_currency=fee_currency,
             token=token,
             action=action,
             user_id=user_id,
@@ -353,11 +367,11 @@ class Orders:
 
     async def _fact(self, event: OrderEvent, origin: Origin) -> Recorded:
         """Record a fact whatever the order's state: nothing is decided, so nothing is loaded."""
-        [new] = origin.of(type(event).__name__, [event])
-        return await self._append(event, new)
+        return await self._append(origin.of(type(event).__name__, [event]))
 
-    async def _append(self, event: OrderEvent, new: NewEvent) -> Recorded:
+    async def _append(self, new: Sequence[NewEvent]) -> Recorded:
         appended = await self._journal.append(new)
+        event = cast("OrderEvent", new[-1].event)
         return Recorded(event.order_id, event, appended, appended.size)
 
     async def _execution(
@@ -368,9 +382,9 @@ class Orders:
         events = ORDERS.decide(command, loaded.state)
         if not events:
             return Recorded(command.order_id, None, None, loaded.offset + 1)
-        [event] = cast("Sequence[Execution]", events)
+        executions = cast("Sequence[Execution]", events)
         try:
-            return await self._append(event, self._identified(event, origin))
+            return await self._append([self._identified(each, origin) for each in executions])
         except EventIdConflict:
             if tries == 1:
                 raise
@@ -388,23 +402,30 @@ class Orders:
             metadata=origin.metadata,
         )
 
-    def _active(self, user_id: UUID) -> Guard:
-        """Return the guard that lets only active users act."""
+    async def _may_place(self, command: PlaceOrder) -> Sequence[Condition]:
+        """Refuse users who may not act, and an explicit position that is open and another's."""
+        if command.position_id is not None:
+            tag = position_tag(command.user_id, command.token, command.position_id)
+            book = (await self._deciding.load_tagged(self._books, tag)).state
+            if book.size != 0 and not book.is_of(command.user_id, command.token):
+                raise command.refused(tag, "held by another", "a position has one user and token")
+        return await self._may_act(command, command.user_id)
+
+    async def _may_replace(self, command: RequestReplace) -> Sequence[Condition]:
+        user_id = (await self.state(command.order_id)).user_id
+        return () if user_id is None else await self._may_act(command, user_id)
+
+    async def _may_act(
+        self, command: PlaceOrder | RequestReplace, user_id: UUID
+    ) -> Sequence[Condition]:
+        """Refuse users who are not active; return the condition under which this one stays so."""
         stream = user_stream(user_id)
-
-        async def guard() -> Sequence[Condition]:
-            loaded = await self._deciding.load(USER, stream)
-            if not loaded.state.is_active:
-                raise CommandRefused(
-                    PlaceOrder.__name__,
-                    stream,
-                    "Deactivated" if loaded.state.is_known else "Unknown",
-                    "only an active user may act",
-                )
-            ends = (UserDeactivated, UserErased)
-            return (NoEvent(types=ends, stream=stream, after=loaded.offset),)
-
-        return guard
+        loaded = await self._deciding.load(USER, stream)
+        if not loaded.state.is_active:
+            state = "Deactivated" if loaded.state.is_known else "Unknown"
+            raise command.refused(stream, state, "only an active user may act")
+        ends = (UserDeactivated, UserErased)
+        return (NoEvent(types=ends, stream=stream, after=loaded.offset),)
 
 
 def _new_order_id(origin: Origin) -> UUID:

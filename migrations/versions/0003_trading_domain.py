@@ -59,6 +59,7 @@ INDEXED = (
     ("orders", "book"),
     ("orders", "closes_position_id"),
     ("positions", "closing_order_id"),
+    ("positions", "book"),
 )
 ADDED = {
     "positions": ("owner_id", "closed_size", "other_fees", "armed_size", "closing_order_id"),

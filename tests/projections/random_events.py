@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from random import Random
+from uuid import UUID
 
 from ledger.domain.api_keys import (
     ApiKeyIssued,
@@ -40,7 +41,7 @@ from ledger.domain.orders import (
     OrderType,
     TimeInForce,
 )
-from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.positions import PositionLiquidated, ProtectionSet, closing_order_id
 from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
@@ -69,7 +70,20 @@ class Dice:
     def __init__(self, random: Random, odd_chance: float) -> None:
         self.random = random
         self.odd_chance = odd_chance
-        self.closing = "order 0"
+        self.closing = an_id("order 0")
+        self.position_id = an_id("position 0")
+        self.size = 0
+        self.armed: dict[UUID, int] = {}
+
+    def next(self) -> Event:
+        """Make any event, and note by which of them levels may be armed."""
+        event = self.event()
+        self.size += 1
+        if isinstance(event, ProtectionSet):
+            self.armed[event.position_id] = self.size
+        if getattr(event, "order_id", None) == self.closing and not isinstance(event, OrderPlaced):
+            self.armed[self.position_id] = self.size
+        return event
 
     def event(self) -> Event:
         """Make any event."""
@@ -93,9 +107,9 @@ class Dice:
         """Name a user; some are never registered."""
         return self.one_of("user", 4)
 
-    def order(self) -> str:
-        """Name an order, the latest that closes a position more often; some are never placed."""
-        return self.closing if self.random.random() < 0.2 else self.one_of("order", 10)
+    def order(self) -> UUID:
+        """Pick an order, the latest that closes a position more often; some are never placed."""
+        return self.closing if self.random.random() < 0.2 else an_id(self.one_of("order", 10))
 
     def venue_amount(self) -> VenueAmount:
         """Make a venue's amount, mostly small, with few or many places, seldom absurd."""
@@ -137,7 +151,7 @@ class Dice:
         """Make a fill, the bust of one, or a conflict."""
         token = self.random.choice(TOKENS)
         return kind(
-            order_id=an_id(self.order()),
+            order_id=self.order(),
             user_id=self.maybe(an_id(self.user()), 0.9),  # type: ignore[arg-type]
             fill_id=self.one_of("fill", 1000),
             token=token,
@@ -161,7 +175,7 @@ class Dice:
 
     def order_fact(self) -> Event:
         """Make another fact or request about an order that may not exist."""
-        order_id = an_id(self.order())
+        order_id = self.order()
         quantity, price = self.venue_amount(), self.venue_amount()
         return self.random.choice(
             [
@@ -194,22 +208,34 @@ class Dice:
                 ProtectionSet(position_id=position_id, stop_loss=self.amount()),
                 ProtectionSet(position_id=position_id, take_profit=self.amount()),
                 ProtectionSet(position_id=position_id),
-                PositionLiquidated(position_id=position_id, price=self.venue_amount()),
+                self.liquidated(position_id),
             ]
         )
 
+    def liquidated(self, position_id: UUID) -> Event:
+        """Make a liquidation, sometimes under a book that is not the position's."""
+        book = f"book:{an_id(self.user())}:{self.random.choice(TOKENS)}"
+        return PositionLiquidated(
+            position_id=position_id,
+            book=self.maybe(book, 0.2),  # type: ignore[arg-type]
+            price=self.venue_amount(),
+            fee=self.maybe(self.venue_amount()),  # type: ignore[arg-type]
+        )
+
     def closing_order(self) -> Event:
-        """Make an order that is to close an explicit position."""
-        self.closing = self.one_of("closing order", 50)
+        """Make an order that is to close an explicit position, mostly under the id it must have."""
+        self.position_id = an_id(self.one_of("position", 2))
+        armed = self.armed.get(self.position_id, 0) + (self.random.random() < 0.1)
+        self.closing = closing_order_id(self.position_id, armed)
         return OrderPlaced(
-            order_id=an_id(self.closing),
+            order_id=self.closing,
             user_id=an_id(self.user()),
             token=self.random.choice(TOKENS),
             action=self.random.choice(list(Action)),
             order_type=OrderType.MARKET,
             quantity=self.amount(),
             reduce_only=True,
-            closes_position_id=an_id(self.one_of("position", 2)),
+            closes_position_id=self.position_id,
         )
 
     def user_event(self) -> Event:
@@ -227,7 +253,7 @@ class Dice:
                 PermissionsChanged(user_id=user_id, permissions=("trade", "withdraw")),
                 RolesChanged(user_id=user_id, roles=("admin",)),
                 LoginAttempted(user_id=user_id, attempt_id=user_id, expires_at=START),
-                LoginAttempted(username="stranger"),
+                LoginAttempted(username="st…", name_digest="digest"),
                 LoginSucceeded(user_id=user_id),
                 LoginFailed(username=name, user_id=user_id),
                 LoginFailed(username=name, user_id=user_id, attempt_id=user_id, reason="locked"),
@@ -271,4 +297,4 @@ class Dice:
 def random_events(random: Random, count: int, odd_chance: float = 0.03) -> list[Event]:
     """Return a random history of `count` events; `odd_chance` is that of an absurd amount."""
     dice = Dice(random, odd_chance)
-    return [dice.event() for _ in range(count)]
+    return [dice.next() for _ in range(count)]

@@ -29,7 +29,7 @@ from ledger.domain.orders import (
     OrderStopped,
     OrderTriggered,
 )
-from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.positions import PositionLiquidated, ProtectionSet, closing_order_id
 from ledger.domain.users import UserRegistered
 from ledger.event import Event
 
@@ -58,8 +58,8 @@ class Cycle:
     """From flat to flat; `average` is the entry price, `holder` the user, known or not."""
 
     book: Book
-    token: str
-    holder: UUID
+    token: str | None
+    holder: UUID | None
     owner: UUID | None
     size: Fraction = Fraction(0)
     average: Fraction = Fraction(0)
@@ -141,6 +141,7 @@ class SlowFold:
     orders: dict[UUID, SlowOrder] = field(default_factory=dict)
     users: set[UUID] = field(default_factory=set)
     first_of: dict[UUID, Cycle] = field(default_factory=dict)
+    nothing: dict[Book, Cycle] = field(default_factory=dict)
 
     def fold(self, events: list[Event]) -> None:
         """Take in events."""
@@ -194,10 +195,18 @@ class SlowFold:
         return self.cycles[-1]
 
     def liquidate(self, event: PositionLiquidated) -> None:
-        """Close a position by force."""
+        """Close an explicit position by force, or charge the fee for nothing."""
+        book: Book = (event.position_id, None, None)
         cycle = self.cycle_of(event.position_id)
-        if cycle and cycle.status == "open":
-            cycle.fees += Fraction(event.fee or 0)
+        if event.book is not None:
+            _, user, token = event.book.split(":")
+            cycle, book = None, (None, UUID(user), token)
+        if cycle is None and book not in self.nothing:
+            self.nothing[book] = Cycle(book, None, None, None, status="liquidated")
+            self.cycles.append(self.nothing[book])
+        cycle = cycle or self.nothing[book]
+        cycle.fees += Fraction(event.fee or 0)
+        if cycle.status == "open":
             close(cycle, -cycle.size * Fraction(event.price), "liquidated")
 
     def cycle_of(self, position_id: UUID) -> Cycle | None:
@@ -214,7 +223,8 @@ class SlowFold:
         if isinstance(event, OrderPlaced) and event.closes_position_id:
             cycle = self.first_of.get(event.closes_position_id)
             is_new = event.order_id not in self.orders
-            if is_new and cycle and cycle.armed_size is not None and cycle.closer is None:
+            wanted = closing_order_id(event.closes_position_id, (cycle and cycle.armed_size) or -1)
+            if is_new and cycle and cycle.closer is None and event.order_id == wanted:
                 quantity, amount = fraction(event.quantity), fraction(event.amount)
                 cycle.closer = Closer(event.order_id, quantity, amount)
         if isinstance(event, FACTS):
@@ -258,7 +268,7 @@ def fee_of(event: Execution) -> Fraction:
     """Return the fee in the quote currency; none where it was paid in a third one."""
     fee = Fraction(event.fee or 0)
     if event.fee_currency == event.token:
-        return fee * Fraction(event.price)
+        return fee * notional_of(event) / Fraction(event.quantity)
     return fee if event.fee_currency is None else Fraction(0)
 
 

@@ -10,6 +10,7 @@ from random import Random
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -145,7 +146,20 @@ def test_no_fact_is_lost_in_any_order(order: list[int]) -> None:
         ([placed(), fill(4, token="ETH")], "partially_filled", {"other_terms"}),
         ([placed(), fill(4, action=Action.SELL)], "partially_filled", {"other_terms"}),
         ([placed(), fill(4, user_id=ORDER)], "partially_filled", {"other_terms"}),
-        ([placed(), fill(4, user_id=None)], "partially_filled", set()),
+        ([placed(), fill(4, user_id=None)], "partially_filled", {"fill_without_position"}),
+        (
+            [fill(4, user_id=None), placed()],
+            "partially_filled",
+            {"unknown_order:OrderFilled", "placed_late", "fill_without_position"},
+        ),
+        *(
+            (
+                [UserRegistered(user_id=ORDER, username="other"), fill(4, **other), placed()],
+                "partially_filled",
+                {"unknown_order:OrderFilled", "placed_late", "other_terms"},
+            )
+            for other in ({"token": "ETH"}, {"user_id": ORDER}, {"action": Action.SELL})
+        ),
         ([placed(), OrderRestated(order_id=ORDER)], "pending", {"restated"}),
         ([placed(), ACCEPTED, ACCEPTED], "pending", {"accepted_again"}),
         ([placed(), placed()], "pending", {"placed_again"}),
@@ -185,6 +199,16 @@ def test_a_conflicting_fill_is_counted_and_not_booked() -> None:
     assert alone.flags == {"fill_conflicted": 1, "unknown_order:FillConflicted": 1}
 
 
+def test_the_first_user_whom_early_fills_name_is_compared_with_the_placing() -> None:
+    """Also where the very first fill named nobody; then the order is the placing user's."""
+    registered = UserRegistered(user_id=ORDER, username="other")
+    early = [registered, fill(1, user_id=None), fill(2, "2", user_id=ORDER)]
+    assert row_after(*early).user_id == ORDER
+    row = row_after(*early, placed())
+    assert (row.user_id, row.flags["other_terms"]) == (USER, 1)
+    assert row.flags["fill_without_position"] == 1
+
+
 def test_slippage_is_measured_from_the_reference() -> None:
     """Positive is adverse for both sides; without a reference price the limit is the reference."""
     for action, price, expected in (
@@ -221,6 +245,25 @@ def test_fees_are_summed_by_currency() -> None:
     assert row.flags == {}
     undone = row_after(placed(), *fills, bust(third), bust(fills[0]))
     assert parts(undone.fees, undone.other_fees["BNB"]) == [Decimal("0.15"), "0.05"]
+
+
+def test_a_fee_in_the_token_is_worth_what_was_paid() -> None:
+    """The quote amount says more than a price that was rounded to zero."""
+    paid = fill(4, price="0", quote_amount="1", fee="1", fee_currency="SOL")
+    assert row_after(placed(), paid).fees == Decimal("0.25")
+
+
+@pytest.mark.parametrize("thief", [{"user_id": ORDER}, {"token": "ETH"}])
+def test_a_fill_on_anothers_explicit_position_is_flagged(thief: dict[str, Any]) -> None:
+    """The order is not linked to the position that it did not move."""
+    mine = msgspec.structs.replace(fill(4, position_id=ORDER), order_id=USER)
+    stolen = fill(1, position_id=ORDER, **thief)
+    first, second = all_rows([REGISTERED, mine, stolen], Order)
+    assert (first.position_id, first.flags) == (ORDER, {"unknown_order:OrderFilled": 1})
+    assert (second.position_id, second.flags) == (
+        None,
+        {"unknown_order:OrderFilled": 1, "fill_of_another": 1},
+    )
 
 
 def test_amounts_are_exact_integers_too() -> None:
@@ -324,7 +367,8 @@ def test_an_order_that_may_only_reduce_names_its_book() -> None:
     assert parts(row.book, row.placed_size) == [f"position:{ORDER}", 2]
     assert row_after(placed(reduce_only=True)).book == f"book:{USER}:SOL"
     assert row_after(placed()).book is None
-    late = row_after(fill(1), placed(reduce_only=True, closes_position_id=ORDER))
+    closing = msgspec.structs.replace(placed(reduce_only=True), closes_position_id=ORDER)
+    late = row_after(fill(1), closing)
     assert parts(late.placed_size, late.reduce_only, late.closes_position_id) == [3, True, ORDER]
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from ledger.domain import positions as domain
+from ledger import amounts
 from ledger.domain.marks import PriceMarked
 from ledger.domain.orders import (
     Action,
@@ -24,10 +24,16 @@ from ledger.domain.orders import (
     OrderReplaced,
     OrderRestated,
     OrderType,
+    position_tag,
 )
-from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.positions import (
+    PositionLiquidated,
+    ProtectionSet,
+    closing_order_id,
+    id_of_nothing,
+)
 from ledger.domain.users import UserRegistered
-from ledger.event import Amount, Event, VenueAmount
+from ledger.event import CONTEXT, Amount, Event, VenueAmount
 from ledger.journal import Journal
 from projections import numbers
 from projections.database import Database
@@ -36,14 +42,17 @@ from projections.positions import Position
 from projections.projector import Projector
 from tests.projections.support import all_rows, an_id, append, one_row
 
-USER, EXPLICIT, CLOSER = an_id("user"), an_id("position"), an_id("closer")
+USER, EXPLICIT = an_id("user"), an_id("position")
+CLOSER, SECOND = (closing_order_id(EXPLICIT, armed_size) for armed_size in (3, 6))
+ORDERS = {"closer": CLOSER, "second": SECOND}
+"""Orders under the ids that levels lead to which are armed at these sizes."""
 REGISTERED = UserRegistered(user_id=USER, username="user")
 
 
 def fill(quantity: str, price: str = "10", order: str = "order", **fields: Any) -> OrderFilled:
     """Return a fill of the explicit position; one of a negative quantity sells."""
     event = OrderFilled(
-        order_id=an_id(order),
+        order_id=ORDERS.get(order) or an_id(order),
         fill_id="fill",
         user_id=USER,
         token="SOL",
@@ -188,7 +197,7 @@ def protect(**levels: str) -> ProtectionSet:
 def closing(order: str = "closer", quantity: str | None = "4", **fields: Any) -> OrderPlaced:
     """Return an order that is to close the explicit position."""
     event = OrderPlaced(
-        order_id=an_id(order),
+        order_id=ORDERS.get(order) or an_id(order),
         user_id=USER,
         token="SOL",
         action=Action.SELL,
@@ -224,12 +233,14 @@ def test_levels_are_armed_by_what_sets_them() -> None:
 
 
 def test_one_closing_order_is_at_work() -> None:
-    """The first one that names an armed cycle counts; others, and late ones, do not."""
+    """Only that whose id follows from cycle and levels counts, whoever else names the cycle."""
     assert guard_of(AT_WORK) == (3, CLOSER)
     assert guard_of([*AT_WORK, closing("second")]) == (3, CLOSER)
     assert guard_of([*OPENED, closing()]) == (None, None)
     assert guard_of([*ARMED, closing(closes_position_id=an_id("another"))]) == (3, None)
     assert guard_of([*ARMED, closing(closes_position_id=None)]) == (3, None)
+    for stranger in ("second", "of another user", "in another token"):
+        assert guard_of([*ARMED, closing(stranger)]) == (3, None)
     known = OrderAccepted(order_id=CLOSER)
     assert guard_of([*ARMED, known, closing()]) == (3, None)
     assert guard_of([*ARMED, fill("-4"), closing()]) == (None, None)
@@ -255,7 +266,7 @@ def test_a_closing_order_that_ends_arms_the_levels_again(ending: Event) -> None:
     assert guard_of(history) == (3, CLOSER)
     assert guard_of([*history, ending]) == (6, None)
     assert guard_of([*AT_WORK, protect(), fill("-1", order="closer"), ending]) == (None, None)
-    assert guard_of([*history, ending, closing("second")]) == (6, an_id("second"))
+    assert guard_of([*history, ending, closing("second")]) == (6, SECOND)
     assert guard_of([*history, msgspec.structs.replace(ending, order_id=an_id("x"))])[0] == 3
     closed = [*AT_WORK, fill("-4")]
     assert guard_of([*closed, ending]) == (None, None)
@@ -305,6 +316,103 @@ def test_a_liquidation_ends_all_protection() -> None:
 
 
 def test_decisions_and_folds_compute_alike() -> None:
-    """The write side's decimal context is the read side's."""
-    one, other = domain.CONTEXT, numbers.CONTEXT
-    assert (one.prec, one.rounding, one.traps) == (other.prec, other.rounding, other.traps)
+    """There is one decimal context, for the write side and the read side."""
+    assert amounts.CONTEXT is CONTEXT is numbers.CONTEXT
+
+
+NETTING = position_tag(USER, "SOL", None)
+
+
+def netting(quantity: str, **fields: Any) -> OrderFilled:
+    """Return a fill of the user's netting book."""
+    return fill(quantity, position_id=None, **fields)
+
+
+def forced(**fields: Any) -> PositionLiquidated:
+    """Return a liquidation at 5 for a fee of 2."""
+    return PositionLiquidated(price=VenueAmount(5), fee=VenueAmount(2), **fields)
+
+
+def told(events: list[Event]) -> list[tuple[Any, ...]]:
+    """Return book, status, size, fees, stop loss and flags of all positions."""
+    rows = all_rows(events, Position)
+    return [(r.book, r.status, r.size, r.fees, r.stop_loss, r.flags) for r in rows]
+
+
+def test_the_id_of_a_netting_cycle_is_not_that_of_a_book() -> None:
+    """Where an event gives the book, an explicit one of the same id is left alone, and flagged."""
+    opened = [REGISTERED, netting("4")]
+    [row] = all_rows(opened, Position)
+    named = fill("-1", position_id=row.position_id)
+    level = ProtectionSet(position_id=row.position_id, book=NETTING, stop_loss=Amount(9))
+    liquidated = forced(position_id=row.position_id, book=NETTING)
+    other = (f"position:{row.position_id}", "open", -1, 0, None, {"derived_position_id": 1})
+    assert told([*opened, named, level]) == [(NETTING, "open", 4, 0, 9, {}), other]
+    assert told([*opened, named, level, liquidated]) == [
+        (NETTING, "liquidated", 0, 2, 9, {}),
+        other,
+    ]
+
+
+def test_a_liquidation_without_the_book_of_its_position_closes_nothing() -> None:
+    """What is decided about the book does not see it; the row is flagged, its fee stands apart."""
+    opened = [REGISTERED, netting("4")]
+    [row] = all_rows(opened, Position)
+    lost = f"position:{row.position_id}"
+    assert told([*opened, forced(position_id=row.position_id)]) == [
+        (NETTING, "open", 4, 0, None, {"liquidated_without_book": 1}),
+        (lost, "liquidated", 0, 2, None, {"liquidated_nothing": 1}),
+    ]
+
+
+def test_a_liquidation_of_nothing_is_on_record() -> None:
+    """It has one row for each book, with its fees; the book is opened by the next fill as ever."""
+    nothing = forced(position_id=id_of_nothing(NETTING), book=NETTING)
+    for events in ([REGISTERED, nothing, nothing, netting("4")],
+                   [REGISTERED, netting("3"), nothing, netting("1"), nothing]):  # fmt: skip
+        rows = sorted(told(list(events)), key=lambda each: str(each[1]))
+        assert rows == [
+            (NETTING, "liquidated", 0, 4, None, {"liquidated_nothing": 2}),
+            (NETTING, "open", 4, 0, None, {}),
+        ]
+
+
+def test_a_liquidation_after_a_close_books_its_fee() -> None:
+    """The cycle stays closed and is flagged, but the venue has charged for it."""
+    assert told([*OPENED, fill("-4"), forced(position_id=EXPLICIT)]) == [
+        (f"position:{EXPLICIT}", "closed", 0, 2, None, {"after_closed:PositionLiquidated": 1})
+    ]
+
+
+def test_a_bust_that_opens_a_cycle_is_flagged() -> None:
+    """The position is back without the levels that it had."""
+    closed = fill("-4")
+    rows = all_rows([*ARMED, closed, busted(closed)], Position)
+    assert [(row.status, row.stop_loss, row.armed_size) for row in rows] == [
+        ("closed", Amount(9), None),
+        ("open", None, None),
+    ]
+    assert rows[1].flags == {"fill_busted": 1, "reopened_unprotected": 1}
+
+
+def test_long_tokens_are_told_apart() -> None:
+    """Two tokens that no column holds are not one position under an explicit id."""
+    one, other = fill("4", token="a" * 256), fill("3", token="b" * 256)
+    row = one_row([REGISTERED, one, other], Position)
+    assert (row.size, row.flags) == (Decimal(4), {"fill_of_another": 1})
+    row = one_row([REGISTERED, one, one], Position)
+    assert (row.size, row.flags) == (Decimal(8), {})
+
+
+async def test_a_small_mark_is_not_rounded(journal: Journal, database: Database) -> None:
+    """Gain, value and levels follow from the mark with all its places."""
+    small = VenueAmount("0.000000012345")
+    bought = fill("1000000000", price=str(small))
+    levels = ProtectionSet(position_id=EXPLICIT, stop_loss=Amount("0.00000001"))
+    await append(journal, [REGISTERED, bought, levels, PriceMarked(token="SOL", price=small)])
+    for group in GROUPS.values():
+        await Projector(database, journal, group).catch_up()
+    async with database.session() as session:
+        row = (await session.scalars(sa.select(Position))).one()
+        assert (row.pnl, row.position_value) == (Decimal(0), Decimal("12.345"))
+        assert row.should_stop_loss is False

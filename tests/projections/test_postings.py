@@ -10,7 +10,14 @@ from uuid import uuid5
 import msgspec
 import pytest
 
-from ledger.domain.orders import Action, Execution, FillBusted, FillConflicted, OrderFilled
+from ledger.domain.orders import (
+    Action,
+    Execution,
+    FillBusted,
+    FillConflicted,
+    OrderFilled,
+    kept_token,
+)
 from ledger.domain.positions import PositionLiquidated
 from ledger.event import Event, VenueAmount
 from projections.groups import POSTINGS, TRADING
@@ -102,11 +109,12 @@ def test_the_entries_are_those_that_are_documented() -> None:
 
 @pytest.mark.parametrize("explicit", [True, False])
 def test_a_liquidation_sells_all_that_is_held(explicit: bool) -> None:
-    """It finds its book by the id of the cycle or the explicit id, once; a late one is nothing."""
+    """It is of the book's cycle or explicit id, once; of a late one only the fee is booked."""
     position_id = EXPLICIT if explicit else None
+    book = f"position:{EXPLICIT}" if explicit else BOOK
     bought = fill("10", "100", "0.1", fee_currency="SOL", position_id=position_id)
     [row] = folded([bought], TRADING).rows(Position)
-    forced = msgspec.structs.replace(LIQUIDATED, position_id=row.position_id)
+    forced = msgspec.structs.replace(LIQUIDATED, position_id=row.position_id, book=book)
     assert last_entries([bought, forced]) == {
         "holding": "-9.9",
         "venue": "9.9",
@@ -115,11 +123,14 @@ def test_a_liquidation_sells_all_that_is_held(explicit: bool) -> None:
         "fee": "2",
         "realized_pnl": "99",
     }
-    assert last_entries([bought, forced, forced]) == {}
-    assert last_entries([bought, LIQUIDATED]) == {}
-    assert balance([bought, forced, forced]).changed_size == 2
+    only_fee = {"cash": "-2", "fee": "2"}
+    assert last_entries([bought, forced, forced]) == only_fee
+    assert last_entries([LIQUIDATED]) == only_fee
+    assert last_entries([bought, msgspec.structs.replace(forced, fee=None)])["cash"] == "891"
+    without_fee = msgspec.structs.replace(forced, fee=None)
+    assert balance([bought, forced, without_fee]).changed_size == 2
     again = [bought, forced, bought, forced]
-    assert (last_entries(again) != {}) == explicit
+    assert (last_entries(again) != only_fee) == explicit
 
 
 def test_a_short_is_liquidated_by_buying_back() -> None:
@@ -161,8 +172,24 @@ def test_the_token_may_be_called_like_the_quote_currency() -> None:
     long = [fill("1", "100", token="x" * 300, position_id=EXPLICIT)]
     forced = PositionLiquidated(position_id=EXPLICIT, price=VenueAmount(1))
     currencies = {row.currency for row in rows_of([*long, forced])}
-    assert currencies == {"quote", "(too long)"}
+    assert currencies == {"quote", kept_token("x" * 300)}
+    long = [fill("1", "100", "1", fee_currency="x" * 300)]
+    assert "(too long)" in {row.currency for row in rows_of([*long])}
     assert label("BNB") == "BNB"
+
+
+def test_postings_and_positions_tell_long_tokens_apart() -> None:
+    """A fill in another long token moves no explicit position."""
+    one, other = (fill("1", "100", token=c * 256, position_id=EXPLICIT) for c in "ab")
+    assert last_entries([one, other]) == {}
+    assert last_entries([one, one]) != {}
+
+
+def test_a_fee_in_the_token_is_worth_what_was_paid() -> None:
+    """The price of a fill may have been rounded to zero; the quote amount tells more."""
+    paid: dict[str, Any] = {"quote_amount": VenueAmount(1), "fee_currency": "SOL"}
+    row = balance([fill("4000000000000000000", "0", "1000000000000000000", **paid)])
+    assert (row.cost, row.fees) == (Decimal("0.75"), Decimal("0.25"))
 
 
 def test_a_bust_takes_back_at_its_own_cost() -> None:
@@ -216,6 +243,18 @@ def test_a_fill_of_another_on_an_explicit_position_is_not_booked() -> None:
     row = balance([mine, flat, thief])
     assert (row.user_id, row.token, row.holding) == (an_id("other"), "SOL", Decimal(-4))
     assert {each.user_id for each in rows_of([mine, flat, thief])} == {USER, an_id("other")}
+
+
+def test_the_fee_of_a_liquidation_of_nothing_is_not_charged_to_another() -> None:
+    """Where somebody else holds the explicit position, the entries name no user."""
+    book = f"position:{EXPLICIT}"
+    nothing = msgspec.structs.replace(LIQUIDATED, book=book)
+    own = msgspec.structs.replace(LIQUIDATED, position_id=EXPLICIT, book=None)
+    mine = fill("4", "100", position_id=EXPLICIT)
+    assert last_entries([mine, nothing]) == {"cash": "-2", "fee": "2"}
+    assert balance([mine, nothing]).holding == 4
+    assert {each.user_id for each in rows_of([mine, nothing])[4:]} == {None}
+    assert {each.user_id for each in rows_of([mine, own])} == {USER}
 
 
 def test_every_entry_says_where_it_comes_from() -> None:

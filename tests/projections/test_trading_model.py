@@ -22,7 +22,7 @@ from ledger.domain.orders import (
     OrderType,
     position_tag,
 )
-from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.positions import PositionLiquidated, ProtectionSet, closing_order_id
 from ledger.domain.users import UserRegistered
 from ledger.event import Amount, Event, VenueAmount
 from projections.groups import POSTINGS, TRADING
@@ -152,7 +152,8 @@ def terms(event: OrderFilled) -> tuple[Fraction, Fraction, list[Fraction]]:
     if event.fee_currency is None:
         return size, value, [fee, Fraction(0)]
     if event.fee_currency == event.token:
-        return size - fee, value - fee * price, [fee * price, Fraction(0)]
+        worth = fee * value / size
+        return size - fee, value - worth, [worth, Fraction(0)]
     return size, value, [Fraction(0), fee]
 
 
@@ -218,9 +219,15 @@ class Trading(RuleBasedStateMachine):
         if deal is not None:
             self.execute(order_id, asked, quantity, deal)
 
-    def ask(self, asked: Asked, quantity: str, closes: UUID | None = None) -> UUID:
+    def ask(
+        self,
+        asked: Asked,
+        quantity: str,
+        closes: UUID | None = None,
+        order_id: UUID | None = None,
+    ) -> UUID:
         """Place an order and note it in the model."""
-        order_id = an_id(f"order {len(self.model.orders)}")
+        order_id = order_id or an_id(f"order {len(self.model.orders)}")
         self.model.orders[order_id] = asked
         self.happen(
             OrderPlaced(
@@ -335,6 +342,7 @@ class Trading(RuleBasedStateMachine):
         value = -cycle.size * Fraction(price)
         self.model.end(cycle, value, [Fraction(fee or 0), Fraction(0)], "liquidated")
         self.happen(event)
+        self.model.charge(cycle, [Fraction(fee or 0), Fraction(0)])
 
     @rule(number=st.integers(0, 5), level=st.one_of(placed_amounts, placed_amounts, st.none()))
     def protect(self, number: int, level: str | None) -> None:
@@ -348,9 +356,14 @@ class Trading(RuleBasedStateMachine):
         cycle.levels = stop is not None
         cycle.guard(self.size)
 
-    @rule(number=st.integers(0, 5), quantity=placed_amounts, deal=st.one_of(st.none(), deals))
-    def close(self, number: int, quantity: str, deal: Deal | None) -> None:
-        """Place a protective order, which counts if the levels wait and no other is at work."""
+    @rule(
+        number=st.integers(0, 5),
+        quantity=placed_amounts,
+        deal=st.one_of(st.none(), deals),
+        meant=st.sampled_from([True, True, False]),
+    )
+    def close(self, number: int, quantity: str, deal: Deal | None, meant: bool) -> None:
+        """Place a protective order, which counts if the levels wait for it and none is at work."""
         found = self.open_row(number)
         if found is None:
             return
@@ -360,9 +373,10 @@ class Trading(RuleBasedStateMachine):
         action = Action.SELL if cycle.size > 0 else Action.BUY
         explicit = HEDGED if row.book == f"position:{HEDGED}" else None
         asked = Asked(row.owner_id, row.token, action, explicit, Fraction(quantity))
-        order_id = self.ask(asked, quantity, row.position_id)
-        if cycle.armed is not None and cycle.closing is None:
-            cycle.closing = order_id
+        order_id = None
+        if meant and cycle.armed is not None and cycle.closing is None:
+            order_id = cycle.closing = closing_order_id(row.position_id, cycle.armed)
+        order_id = self.ask(asked, quantity, row.position_id, order_id)
         if deal is not None:
             self.execute(order_id, asked, quantity, deal)
 

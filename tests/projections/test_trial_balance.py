@@ -10,11 +10,13 @@ from decimal import Decimal
 from random import Random
 from typing import Any
 
+import msgspec
 import pytest
 
 import replay
 from ledger import console
 from ledger.domain.orders import Action, Execution, FillBusted, OrderFilled
+from ledger.domain.positions import PositionLiquidated
 from ledger.domain.users import UserRegistered
 from ledger.event import Event, RecordedEvent, VenueAmount
 from ledger.journal import open_journal
@@ -105,6 +107,35 @@ def test_random_histories_agree_at_every_size() -> None:
         for size in range(0, 121, 20):
             found = balance_of(events[:size])
             assert (found.faults, set(found.totals.values()) - {0}) == ([], set())
+
+
+def forced(name: str, **fields: Any) -> PositionLiquidated:
+    """Return a liquidation at 90 for a fee of 2."""
+    return PositionLiquidated(
+        position_id=an_id(name), price=VenueAmount(90), fee=VenueAmount(2), **fields
+    )
+
+
+def test_liquidations_of_any_book_agree() -> None:
+    """Those of another cycle or book, of nothing and too late ones are booked alike by both."""
+    registered, opening = HISTORY[0], fill(10, "100")
+    [row] = folded([registered, opening]).rows(Position)
+    own, held = an_id("hedge"), f"position:{an_id('hedge')}"
+    named = msgspec.structs.replace(fill(-3, "110"), position_id=row.position_id)
+    hedged = msgspec.structs.replace(fill(5, "100"), position_id=own)
+    by_id = msgspec.structs.replace(forced("any"), position_id=row.position_id)
+    by_book = msgspec.structs.replace(by_id, book=BOOK)
+    histories: list[list[Event]] = [
+        [opening, named, by_book, by_book, by_id],
+        [opening, named, by_id, by_book],
+        [opening, by_id, fill(-10, "90"), by_book, fill(2, "80"), by_book],
+        [forced("none", book=BOOK), opening, forced("none", book=BOOK), fill(-10, "90")],
+        [hedged, forced("none", book=held), forced("hedge", book=BOOK), forced("hedge")],
+        [forced("hedge"), hedged, forced("hedge"), forced("hedge"), hedged, forced("hedge")],
+    ]
+    for events in histories:
+        for size in range(len(events) + 1):
+            assert balance_of([registered, *events[:size]]).faults == []
 
 
 def wrong_group(wrong: Callable[[State, RecordedEvent, Execution], None]) -> Group:

@@ -304,6 +304,10 @@ def test_what_fits(
         (WORKING | Stage.REPLACE_PENDING, OrderReplaced, NOTHING, WORKING),
         (WORKING | Stage.REPLACE_PENDING, OrderReplaceRejected, NOTHING, WORKING),
         (WORKING | Stage.CANCEL_PENDING, OrderCancelRejected, ALL, WORKING),
+        *(
+            (WORKING | Stage.CANCEL_PENDING | Stage.REPLACE_PENDING, end, ALL, WORKING)
+            for end in (OrderCancelled, OrderExpired, OrderRejected, OrderFailed)
+        ),
         (
             WORKING | Stage.CANCEL_PENDING | Stage.REPLACE_PENDING,
             OrderReplaced,

@@ -13,7 +13,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ledger.domain.order_commands import (
-    CONTEXT,
     AnyOrderCommand,
     FailOrder,
     OrderState,
@@ -47,8 +46,7 @@ from ledger.domain.orders import (
     TimeInForce,
 )
 from ledger.errors import CommandRefused, InvalidCommand
-from ledger.event import Amount, VenueAmount
-from projections import numbers
+from ledger.event import CONTEXT, Amount, VenueAmount
 from tests.ledger.support import Noted
 from tests.support.orders import NOW, ORDER, USER, after, bust, fill, parts, place, placed
 
@@ -73,6 +71,7 @@ POSITIVE = "must be above zero, not "
 TRIGGER = "stop_loss and take_profit need one, no others"
 EXPIRY = "gtd needs it, no other time in force has it"
 TOKEN = "must be 1 to 200 printable characters"
+CYCLE = "is of a cycle; give the book's own explicit id, or none for netting"
 DIGITS = "has too many digits: at most 12 before and 8 after the point"
 
 
@@ -104,15 +103,11 @@ DIGITS = "has too many digits: at most 12 before and 8 after the point"
         ("token", TOKEN, {"token": ""}),
         ("token", TOKEN, {"token": "a\nb"}),
         ("token", TOKEN, {"token": "x" * 201}),
+        ("order_id", "UUIDs of version 8 are those of closing orders", {"order_id": NETTING_ID}),
         (
             "position_id",
-            "UUIDs of version 8 are those of netting positions",
+            CYCLE,
             {"position_id": NETTING_ID},
-        ),
-        (
-            "reduce_only",
-            "an order that closes a position may only reduce it",
-            {"closes_position_id": NETTING_ID},
         ),
         (
             "amount",
@@ -147,7 +142,6 @@ def test_what_no_venue_could_carry_out_is_invalid(
         {"token": "x" * 200},
         {"token": "x"},
         {"position_id": OTHER},
-        {"reduce_only": True, "closes_position_id": NETTING_ID},
         {"reduce_only": True},
         {"quantity": "0.00000001"},
         {"strategy": "grid", "extra_data": {"note": "x"}},
@@ -160,10 +154,10 @@ def test_an_order_is_placed_as_it_is_given(values: dict[str, Any]) -> None:
     assert isinstance(event, OrderPlaced)
     asked = msgspec.structs.asdict(command)
     assert asked.pop("now") == NOW
-    assert msgspec.structs.asdict(event) == asked
+    assert msgspec.structs.asdict(event) == asked | {"closes_position_id": None}
     state = after([event])
-    terms = ("user_id", "token", "action", "position_id", "quantity", "amount", "price")
-    assert all(getattr(state, name) == getattr(event, name) for name in terms)
+    terms = ("user_id", "token", "action", "order_type", "position_id", "quantity", "amount")
+    assert all(getattr(state, name) == getattr(event, name) for name in (*terms, "price"))
     assert state.stage == Stage.PLACED
 
 
@@ -269,6 +263,31 @@ def test_a_replace_must_ask_for_something(field: str, reason: str, values: dict[
     assert (caught.value.field, caught.value.reason) == (field, reason)
 
 
+@pytest.mark.parametrize(
+    ("order", "asked", "field", "reason"),
+    [
+        (placed(**MARKET), {"price": "5"}, "price", "a market order has none"),
+        (
+            placed(None, amount="1000"),
+            {"quantity": "2"},
+            "quantity",
+            "an order over an amount has none",
+        ),
+    ],
+)
+def test_a_replace_asks_for_no_terms_that_the_order_cannot_have(
+    order: OrderPlaced, asked: dict[str, Any], field: str, reason: str
+) -> None:
+    """What placing refuses is invalid later too, also after a fill."""
+    for events in ([order], [order, fill(3)]):
+        with pytest.raises(InvalidCommand) as caught:
+            decide(RequestReplace(order_id=ORDER, **asked), after(events))
+        assert (caught.value.field, caught.value.reason) == (field, reason)
+    assert decide(RequestReplace(order_id=ORDER, price=Amount(5)), after([placed()]))
+    market = after([placed(**MARKET)])
+    assert decide(RequestReplace(order_id=ORDER, quantity=Amount(5)), market)
+
+
 def report(**values: Any) -> RecordFill:
     """Return the report of a fill of 4 at 25."""
     given: dict[str, Any] = {"order_id": ORDER, "fill_id": "1", "quantity": 4, "price": "25"}
@@ -301,13 +320,12 @@ def test_a_fill_of_an_unknown_order_needs_token_and_side() -> None:
 
 def test_a_fill_must_say_how_much_and_for_what() -> None:
     """A quantity, and a price or a quote amount from which the price follows."""
-    no_price = "a fill needs a price, or a quote_amount for a quantity"
+    no_price = "a fill needs a price or a quote_amount"
     tiny = {"quote_amount": "9" * 40, "quantity": "0." + "0" * 29 + "1"}
     large = {"quote_amount": "9" * 31, "quantity": "0.000000001"}
     for field, reason, values in (
         ("quantity", "a fill needs one", {"quantity": None}),
         ("price", no_price, {"price": None}),
-        ("price", no_price, {"price": None, "quote_amount": 1, "quantity": 0}),
         ("price", "quote_amount / quantity is too large", {"price": None} | tiny),
         ("price", "quote_amount / quantity is too large", {"price": None} | large),
     ):
@@ -318,6 +336,16 @@ def test_a_fill_must_say_how_much_and_for_what() -> None:
     assert report(price=None, quote_amount=2, quantity=3).price == Decimal("0." + "6" * 17 + "7")
     assert report(price=None, quote_amount="1" + "0" * 12, quantity=1).price == 10**12
     assert report(quote_amount=1).price == 25
+    assert report(price=None, quote_amount=1, quantity=0).price == 0
+    assert report(price="25", quantity=0).price == 25
+
+
+@pytest.mark.parametrize("kind", [RecordFill, RecordBust])
+def test_the_id_of_a_cycle_names_no_book(kind: Any) -> None:
+    """A fill in it would move a book that protection and liquidation know nothing of."""
+    with pytest.raises(InvalidCommand) as caught:
+        kind(order_id=ORDER, fill_id="1", quantity=4, price="25", position_id=NETTING_ID)
+    assert (caught.value.field, caught.value.reason) == ("position_id", CYCLE)
 
 
 def test_a_known_fill_is_recorded_once() -> None:
@@ -389,6 +417,40 @@ def test_a_bust_of_an_unknown_fill_must_describe_it() -> None:
     state = evolve(state, late)
     assert parts(state.filled, state.notional) == [0, 0]
     assert decide(described, state) == ()
+    assert decide(report(), state) == ()
+
+
+def busting(**values: Any) -> RecordBust:
+    """Return the report of a bust of 4 at 25, all of which is said."""
+    given: dict[str, Any] = {"order_id": ORDER, "fill_id": "1", "quantity": 4, "price": "25"}
+    return RecordBust(**given | values)
+
+
+def test_nothing_is_left_of_a_fill_that_was_busted_before() -> None:
+    """The late fill is what the bust has taken back; a report that differs is a conflict too."""
+    fee: dict[str, Any] = {"fee": "3", "fee_currency": "BNB", "quote_amount": "101"}
+    for described, reported in ((fee, fee), ({}, fee), (fee, {}), ({"user_id": OTHER}, {})):
+        state = after([placed(), *decide(busting(**described), after([placed()]))])
+        [bust_of_it] = state.busted.values()
+        mirror = OrderFilled(**msgspec.structs.asdict(bust_of_it))
+        events = decide(report(**reported), state)
+        is_same = described == reported or "user_id" in described
+        assert events[0] == mirror
+        assert [type(each) for each in events[1:]] == [FillConflicted] * (not is_same)
+        if not is_same:
+            expected = msgspec.structs.asdict(fill(4, **reported))
+            assert events[1] == FillConflicted(**expected)
+        state = after(events, state)
+        assert parts(state.filled, state.notional) == [0, 0]
+        assert len(decide(report(**reported), state)) == (not is_same)
+        assert decide(busting(), state) == ()
+
+
+def test_the_price_of_a_bust_follows_from_the_quote_amount() -> None:
+    """As that of a fill does, so that both say the same."""
+    [event] = decide(busting(price=None, quote_amount="101"), after([placed()]))
+    assert isinstance(event, FillBusted)
+    assert event.price == Decimal("25.25")
 
 
 def test_of_a_fill_id_stored_twice_the_first_is_known() -> None:
@@ -406,11 +468,17 @@ def test_late_fills_move_the_quantities_only() -> None:
 
 
 def test_an_execution_of_nothing_books_nothing() -> None:
-    """It is no fill: neither sums nor terms nor known fills come of it."""
+    """Neither sums nor terms come of it; but its id is known, and other content is a conflict."""
     for quantity in (0, -3):
-        state = after([fill(quantity)])
-        assert state == OrderState(stage=Stage.EARLY)
-        assert after([fill(4), bust(fill(quantity))]) == after([fill(4)])
+        nothing = fill(quantity)
+        state = after([nothing])
+        assert state == OrderState(stage=Stage.EARLY, fills={"1": nothing})
+        [conflict] = decide(report(token="SOL", action=Action.BUY), state)
+        assert isinstance(conflict, FillConflicted)
+        state = after([fill(4, "2"), bust(nothing)])
+        assert state.busted == {"1": bust(nothing)}
+        assert msgspec.structs.replace(state, busted={}) == after([fill(4, "2")])
+        assert decide(busting(), state) == ()
 
 
 def test_other_terms_from_the_venue() -> None:
@@ -458,12 +526,6 @@ def test_foreign_events_change_nothing() -> None:
     """The state is that of the order's own events."""
     state = after([placed()])
     assert evolve(state, Noted()) is state
-
-
-def test_the_context_is_that_of_the_read_models() -> None:
-    """Both sides must come to the same sums."""
-    same = ("prec", "rounding", "Emin", "Emax", "traps")
-    assert all(getattr(CONTEXT, n) == getattr(numbers.CONTEXT, n) for n in same)
 
 
 @given(st.integers(-(10**30), 10**30), st.integers(0, 30))

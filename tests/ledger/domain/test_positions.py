@@ -20,7 +20,6 @@ from ledger.domain.orders import (
     OrderFilled,
 )
 from ledger.domain.positions import (
-    CONTEXT,
     IDS,
     MOVING,
     Book,
@@ -30,6 +29,7 @@ from ledger.domain.positions import (
     PositionLiquidated,
     ProtectionSet,
     SetProtection,
+    closing_order_id,
     cycle_id,
     decide,
     effect_of,
@@ -37,7 +37,7 @@ from ledger.domain.positions import (
     position_stream,
 )
 from ledger.errors import CommandRefused, InvalidCommand
-from ledger.event import Amount, Event, Metadata, RecordedEvent, VenueAmount
+from ledger.event import CONTEXT, Amount, Event, Metadata, RecordedEvent, VenueAmount
 from tests.ledger.support import START, an_id
 
 USER, OTHER, POSITION = an_id("user"), an_id("other"), an_id("position")
@@ -98,7 +98,11 @@ def effect(*amounts: str) -> Effect:
         (fill("-4", "10", quote_amount="41"), effect("-4", "-41")),
         (
             fill("4", "10", quote_amount="41", fee="1", fee_currency="SOL"),
-            effect("3", "31", "10"),
+            effect("3", "30.75", "10.25"),
+        ),
+        (
+            fill("4", "0", quote_amount="1", fee="1", fee_currency="SOL"),
+            effect("3", "0.75", "0.25"),
         ),
     ],
 )
@@ -151,6 +155,14 @@ def test_ids_of_cycles() -> None:
     taken = cycle_id("main", event_id, fill("1", position_id=netting), is_first=True)
     assert (netting.version, later.version, taken.version) == (8, 8, 8)
     assert len({netting, later, taken}) == 3
+
+
+def test_the_ids_of_closing_orders_are_nobodys_to_choose() -> None:
+    """They follow from cycle and levels, differ with both, and are of the derived kind."""
+    ids = [closing_order_id(*each) for each in ((POSITION, 3), (POSITION, 4), (OTHER, 3))]
+    assert ids[0] == closing_order_id(POSITION, 3)
+    assert len(set(ids)) == 3
+    assert {each.version for each in ids} == {8}
 
 
 def test_events_of_positions_are_found_by_their_book() -> None:
@@ -249,6 +261,9 @@ def test_a_fill_of_another_on_an_explicit_position_moves_nothing() -> None:
     thief = fill("-4", position_id=POSITION, user_id=OTHER)
     coin = fill("-4", position_id=POSITION, token="ETH")
     assert after([mine, thief, coin]) == after([mine])
+    long = fill("4", position_id=POSITION, token="a" * 256)
+    assert after([long, fill("3", position_id=POSITION, token="b" * 256)]) == after([long])
+    assert after([long]).is_of(USER, "a" * 256)
     taken = after([mine, fill("-4", position_id=POSITION), thief])
     assert (taken.size, taken.user_id, taken.cycles) == (Decimal(-4), OTHER, 2)
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -191,6 +192,40 @@ async def test_only_an_active_user_may_place(journal: Journal, orders: Orders) -
         )
 
 
+async def test_only_an_active_user_may_ask_for_more(journal: Journal, orders: Orders) -> None:
+    """A replace is refused as a placing would be; a cancel is always allowed."""
+    await place(orders)
+    await journal.append(NewEvent(UserDeactivated(user_id=USER)))
+    size = await journal.size()
+    with pytest.raises(CommandRefused, match="RequestReplace is refused in state Deactivated"):
+        await orders.request_replace(order_id=ORDER, quantity=1_000_000)
+    assert await journal.size() == size
+    assert (await orders.request_cancel(order_id=ORDER)).is_new
+    await journal.append(NewEvent(UserReactivated(user_id=USER)))
+    assert (await orders.request_replace(order_id=ORDER, quantity=11)).is_new
+
+
+async def test_nobody_places_on_anothers_explicit_position(
+    journal: Journal, orders: Orders
+) -> None:
+    """While it is open only its user may place in its token; once it is flat, anybody."""
+    other, hedge = an_id("other"), an_id("hedge")
+    await journal.append(NewEvent(UserRegistered(user_id=other, username="other")))
+    market: dict[str, Any] = {"order_type": OrderType.MARKET, "quantity": 1, "position_id": hedge}
+    sell = partial(orders.place, action=Action.SELL, **market)
+    opening = (await place(orders, position_id=hedge)).order_id
+    assert (await sell(user_id=other, token="SOL")).is_new
+    await orders.fill(order_id=opening, fill_id="1", quantity=10, price=25)
+    for user_id, token in ((other, "SOL"), (USER, "ETH")):
+        with pytest.raises(
+            CommandRefused, match=f"position:{hedge}: PlaceOrder .* held by another"
+        ):
+            await sell(user_id=user_id, token=token)
+    closing = (await sell(user_id=USER, token="SOL")).order_id
+    await orders.fill(order_id=closing, fill_id="1", quantity=10, price=25)
+    assert (await sell(user_id=other, token="SOL")).is_new
+
+
 async def test_nothing_is_placed_after_a_deactivation(
     journal: Journal, orders: Orders, database_url: str
 ) -> None:
@@ -281,6 +316,28 @@ async def test_a_conflicting_fill_is_recorded_once(journal: Journal, orders: Ord
     kinds = [OrderPlaced, OrderFilled, FillConflicted, FillConflicted]
     assert [type(e) for e in await stored(journal)] == kinds
     assert (await orders.state(ORDER)).filled == 4
+
+
+async def test_a_fill_that_was_busted_before(
+    journal: Journal, orders: Orders, database_url: str
+) -> None:
+    """Whatever is reported, and by how many, one fill cancels the bust out; differences stay."""
+    await place(orders)
+    fee: dict[str, Any] = {"fee": "0.5", "fee_currency": "BNB", "quote_amount": "99"}
+    await orders.bust(order_id=ORDER, fill_id="1", quantity=4, price="25", **fee)
+    report = partial(orders.fill, order_id=ORDER, fill_id="1", quantity=4, price="25")
+    async with opened(database_url) as other:
+        again = partial(Ledger(other).orders.fill, order_id=ORDER, fill_id="1", quantity=5, price=1)
+        calls = [call() for _ in range(5) for call in (report, again)]
+        found = await asyncio.gather(*calls)
+    assert all(each.is_conflict for each in found if each.is_new)
+    assert (await report(**fee)).event is None
+    kinds = Counter(map(type, await stored(journal)))
+    assert kinds == {OrderPlaced: 1, FillBusted: 1, OrderFilled: 1, FillConflicted: 2}
+    mirror = next(each for each in await stored(journal) if isinstance(each, OrderFilled))
+    assert parts(mirror.quantity, mirror.quote_amount, mirror.fee_currency) == [4, 99, "BNB"]
+    state = await orders.state(ORDER)
+    assert parts(state.filled, state.notional) == [0, 0]
 
 
 async def test_processes_that_report_the_same_fill(

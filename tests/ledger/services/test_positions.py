@@ -134,14 +134,15 @@ async def test_an_id_that_means_something_else_is_refused(journal: Journal) -> N
 
 
 async def test_a_liquidation_is_recorded_whether_it_fits_or_not(journal: Journal) -> None:
-    """It closes what is open; a late one and one of nothing are recorded and change nothing."""
+    """It closes what is open; a late one and one of nothing are on record in the tables too."""
     positions = Positions(Deciding(journal))
     nothing = await positions.liquidated(user_id=USER, token="SOL", price=VenueAmount(5))
     await fill(journal, 4)
     closed = await positions.liquidated(user_id=USER, token="SOL", price=VenueAmount(5))
     late = await positions.liquidated(user_id=USER, token="SOL", price=VenueAmount(6))
     assert closed.position_id == late.position_id != nothing.position_id
-    [row] = await position_rows(journal)
+    none, row = await position_rows(journal)
+    assert (none.position_id, none.flags) == (nothing.position_id, {"liquidated_nothing": 1})
     assert (row.position_id, row.status) == (closed.position_id, "liquidated")
     assert row.flags["after_liquidated:PositionLiquidated"] == 1
     stored = await journal.read_tagged(BOOK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -32,16 +32,22 @@ class Settings(BaseSettings):
     append_timeout_seconds: float = Field(30, gt=0)
     statement_timeout_seconds: float = Field(60, gt=0)
     queue_events_max: int = Field(100_000, ge=1)
-    login_failures_max: int = Field(5, ge=1, le=1000)
+    login_failures_max: int = Field(5, ge=1, le=100)
     login_attempt_seconds: float = Field(30, gt=0, le=3600)
     lockout_seconds: float = Field(900, gt=0, le=31_536_000)
     password_threads: int = Field(2, ge=1, le=64)
     password_queue_max: int = Field(1000, ge=0)
+    name_key: SecretStr | None = Field(None, min_length=16)
 
     @property
     def migration_url(self) -> str:
         """The URL of the role that owns the tables; used by `ledger migrate` alone."""
         return self.owner_database_url or self.database_url
+
+    @property
+    def name_key_bytes(self) -> bytes | None:
+        """The key for digests of what strangers type, None where there is none."""
+        return None if self.name_key is None else self.name_key.get_secret_value().encode()
 
 
 @lru_cache

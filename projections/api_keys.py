@@ -46,11 +46,14 @@ class ApiKey(TimedModel):
 
     @property
     def is_valid(self) -> bool:
-        """Whether the key can be used at this moment."""
+        """Whether the key has neither been revoked nor expired at this moment.
+
+        That the owner is active it does not say: `User.is_active` does, and `use` looks at both.
+        """
         return self.is_active and not self.is_expired
 
     def has_permission(self, permission: str) -> bool:
-        """Whether the key can be used and allows this."""
+        """Whether the key is valid and allows this."""
         return self.is_valid and permission in self.permissions
 
 

@@ -43,9 +43,9 @@ from ledger.domain.users import (
     UserReactivated,
     UserRegistered,
 )
-from ledger.event import Event, RecordedEvent
+from ledger.event import Event, Metadata, RecordedEvent
 from projections.model import ReadModel, refers_to
-from projections.numbers import short
+from projections.numbers import TEXT_CHARS_MAX
 from projections.projection import Projection, State
 
 ACTIONS: dict[type[Event], str] = {
@@ -99,11 +99,16 @@ OWNERS = {"key_id": "api_keys", "order_id": "orders", "position_id": "positions"
 
 SECRETS = ("type", "password_hash", "key_hash")
 
+ORIGINS = ("actor", "correlation_id", "causation_id")
+"""What `details` holds of an event's metadata beside its own fields, where it is given."""
+
 
 class SecurityAuditLog(ReadModel):
     """One audited event; `log_id` is its event id, `details` holds its fields without any secret.
 
-    `user_id` is NULL where no such user is known; `details` then tells whom the event named.
+    `details` also names actor, correlation and causation where they are known. `user_id` is NULL
+    where no such user is known; `details` then tells whom the event named. Texts that are too long
+    for an indexed column are cut.
     """
 
     __tablename__ = "security_audit_logs"
@@ -146,12 +151,23 @@ def _audited(state: State, recorded: RecordedEvent, event: Event) -> None:
         event_type=recorded.type,
         user_id=_user_id(state, event),
         ip_address=recorded.metadata.ip_address,
-        resource=short((use and use.resource) or recorded.stream),
-        action=short((use and use.action) or ACTIONS[type(event)]),
+        resource=_cut((use and use.resource) or recorded.stream),
+        action=_cut((use and use.action) or ACTIONS[type(event)]),
         success=not isinstance(event, FAILURES),
-        details=_details(event),
-        request_id=short(recorded.metadata.request_id),
+        details=_details(event) | _origin(recorded.metadata),
+        request_id=_cut(recorded.metadata.request_id),
     )
+
+
+def _cut(text: str | None) -> str | None:
+    """Return as much of a text as an indexed column holds."""
+    return text and text[:TEXT_CHARS_MAX]
+
+
+def _origin(metadata: Metadata) -> dict[str, Any]:
+    """Return who acted and in which connection, as JSON values."""
+    known = ((name, getattr(metadata, name)) for name in ORIGINS)
+    return {name: str(value) for name, value in known if value is not None}
 
 
 def _user_id(state: State, event: Event) -> UUID | None:

@@ -125,7 +125,7 @@ def _changed(state: State, recorded: RecordedEvent, event: AnyUserEvent) -> None
     row = state.rows(User).edit(event.user_id, recorded)
     if row is not None:
         guesses = Guesses(row.failed_login_attempts, row.locked_until)
-        guesses = guesses.after(event, recorded.occurred_at)
+        guesses = guesses.after(event, min(recorded.occurred_at, recorded.recorded_at))
         row.failed_login_attempts, row.locked_until = guesses.failures, guesses.locked_until
         _change(row, recorded.occurred_at, event)
 
@@ -149,7 +149,12 @@ def _change_access(row: User, occurred_at: datetime, event: AnyUserEvent) -> Non
         case LoginSucceeded():
             row.last_login = occurred_at
         case UserDeactivated() | UserReactivated():
-            row.is_active = isinstance(event, UserReactivated)
+            row.is_active = isinstance(event, UserReactivated) and not _is_erased(row)
         case UserErased():
             row.username = row.email = row.password_hash = None
             row.is_active = False
+
+
+def _is_erased(row: User) -> bool:
+    """Whether the name was taken away; one too long for the column counts as such, to be safe."""
+    return row.username is None

@@ -14,7 +14,7 @@ import msgspec
 
 from ledger.decider import Command, Decider
 from ledger.domain.users import check_labels, check_text
-from ledger.event import Event, Instant
+from ledger.event import Event, Instant, utc
 
 RATE_LIMIT_MAX = 1_000_000
 RATE_WINDOW = timedelta(minutes=1)
@@ -147,13 +147,18 @@ class Key(msgspec.Struct, frozen=True, gc=False):
         Whoever does not know the secret learns nothing about the key.
         """
         stored = None if self.issued is None else self.issued.key_hash
-        if self.issued is None or stored is None or not hmac.compare_digest(stored, key_hash):
+        if self.issued is None or stored is None or not _is_same(stored, key_hash):
             return KeyReason.UNKNOWN
         if (standing := self.standing(now)) in (KeyReason.REVOKED, KeyReason.EXPIRED):
             return KeyReason(standing)
         if permission is not None and permission not in self.issued.permissions:
             return KeyReason.NOT_PERMITTED
         return None
+
+
+def _is_same(stored: str, presented: str) -> bool:
+    """Compare as bytes, since a stored hash can be any text; takes the same time for all."""
+    return hmac.compare_digest(stored.encode(), presented.encode())
 
 
 class KeyCommand(Command):
@@ -206,6 +211,11 @@ class RotateKey(KeyCommand):
         super().__post_init__()
         if self.overlap < timedelta(0):
             raise self.invalid("overlap", f"must not be negative, as {self.overlap} is")
+        try:
+            utc(self.now + self.overlap)
+        except (OverflowError, ValueError) as error:
+            reason = f"{self.overlap} from now is beyond the calendar"
+            raise self.invalid("overlap", reason) from error
         if self.successor_key_id == self.key_id:
             raise self.invalid("successor_key_id", "must be that of another key")
         if self.successor_expires_at is not None and self.successor_expires_at <= self.now:
@@ -213,9 +223,16 @@ class RotateKey(KeyCommand):
 
 
 class RevokeKey(KeyCommand):
-    """End a key at once."""
+    """End a key at once, also one that has expired: other machines' clocks may be behind."""
 
     reason: str | None = None
+
+
+_OPEN_TO: dict[type[KeyCommand], tuple[str, ...]] = {
+    RotateKey: ("active", "rotated"),
+    RevokeKey: ("active", "rotated", "expired"),
+}
+"""The standings of keys that a command fits."""
 
 
 def decide(command: IssueKey | RotateKey | RevokeKey, key: Key) -> Sequence[Event]:
@@ -223,7 +240,7 @@ def decide(command: IssueKey | RotateKey | RevokeKey, key: Key) -> Sequence[Even
     if isinstance(command, IssueKey):
         return (_issue(command, key),)
     standing = key.standing(command.now)
-    if standing not in ("active", "rotated"):
+    if standing not in _OPEN_TO[type(command)]:
         raise command.refused(command.stream, standing, "there is no such key any more, or yet")
     match command:
         case RotateKey():

@@ -8,6 +8,8 @@ that nobody has goes the very same way in a stream of its own.
 from __future__ import annotations
 
 import hashlib
+import hmac
+import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -25,6 +27,12 @@ TEXT_CHARS_MAX = 255
 LABELS_MAX = 100
 """So many permissions, and so many roles, at most."""
 
+BURIED_MAX = 200
+"""So many attempts that nobody finished are stored as failures by one command, at most."""
+
+MASKED_CHARS, MASKABLE_CHARS_MIN = 2, 5
+"""A name that nobody has is stored as so many characters, and none if it is shorter than that."""
+
 NO_TIME = datetime.min.replace(tzinfo=UTC)
 """Stands for when an event happened where that is not known."""
 
@@ -34,9 +42,20 @@ def user_stream(user_id: UUID) -> str:
     return f"user-{user_id}"
 
 
-def name_digest(name: str) -> str:
-    """Return a digest of a username or e-mail that is the same for every way to write it."""
-    return hashlib.sha256(name.strip().casefold().encode()).hexdigest()[:32]
+def name_digest(name: str, key: bytes | None = None) -> str:
+    """Return a digest of a username or e-mail that is the same for every way to write it.
+
+    With a key, only who has it can tell whether a guess at the name is right.
+    """
+    folded = unicodedata.normalize("NFKC", name.strip()).casefold()
+    written = unicodedata.normalize("NFKC", folded).encode("utf-8", "surrogatepass")
+    made = hashlib.sha256(written) if key is None else hmac.new(key, written, hashlib.sha256)
+    return made.hexdigest()[:32]
+
+
+def masked(name: str) -> str:
+    """Return what is stored of a name that nobody has: it may be a password or an API key."""
+    return ("" if len(name) < MASKABLE_CHARS_MIN else name[:MASKED_CHARS]) + "…"
 
 
 def username_tag(username: str) -> str:
@@ -49,9 +68,14 @@ def email_tag(email: str) -> str:
     return f"email:{name_digest(email)}"
 
 
-def login_stream(user_id: UUID | None, username: str | None) -> str:
-    """Return the stream of a user's logins, or of those under a name that does not exist."""
-    return f"login-{name_digest(username or '')}" if user_id is None else user_stream(user_id)
+def login_stream(user_id: UUID | None, username: str | None, digest: str | None = None) -> str:
+    """Return the stream of a user's logins, or of those under a name that does not exist.
+
+    Where no digest of that name is given, it is made of the name.
+    """
+    if user_id is not None:
+        return user_stream(user_id)
+    return f"login-{name_digest(username or '') if digest is None else digest}"
 
 
 class LoginReason(StrEnum):
@@ -69,7 +93,7 @@ class LoginReason(StrEnum):
 UNCOUNTED = frozenset(
     {LoginReason.LOCKED, LoginReason.INACTIVE, LoginReason.TOO_MANY, LoginReason.EXPIRED}
 )
-"""Failures that say nothing about a password: no check was made, or its result not looked at."""
+"""Failures that are no guesses: no check was made, its result not looked at, or it was right."""
 
 
 class UserEvent(Event):
@@ -138,8 +162,9 @@ class RolesChanged(UserEvent):
 class LoginAttempted(Event):
     """A login is about to be checked; stored before the slow hash, so parallel guesses count.
 
-    An attempt whose outcome is not stored by `expires_at` counts as a failed one. `username` is
-    given where no user of that name exists, and `user_id` is None.
+    An attempt whose outcome is not stored by `expires_at` counts as a failed one. Where no user of
+    that name exists, `user_id` is None, `username` holds the beginning of the name at most, and
+    `name_digest` names the stream.
     """
 
     user_id: UUID | None = None
@@ -147,10 +172,11 @@ class LoginAttempted(Event):
     expires_at: Instant | None = None
     username: str | None = None
     source: str | None = None
+    name_digest: str | None = None
 
     def stream(self) -> str:
         """Name the user's stream, or that of the name that does not exist."""
-        return login_stream(self.user_id, self.username)
+        return login_stream(self.user_id, self.username, self.name_digest)
 
 
 class LoginSucceeded(UserEvent):
@@ -163,6 +189,7 @@ class LoginSucceeded(UserEvent):
 class LoginFailed(Event):
     """A login failed; `user_id` is None where no user of that name exists.
 
+    Then `username` holds the beginning of the name at most, and `name_digest` names the stream.
     `source` says where the attempt came from when that is not an ip address. The failure of an
     abandoned attempt is stored by a later command, whose metadata it carries.
     """
@@ -172,6 +199,7 @@ class LoginFailed(Event):
     reason: str | None = None
     source: str | None = None
     attempt_id: UUID | None = None
+    name_digest: str | None = None
 
     @property
     def counts(self) -> bool:
@@ -180,20 +208,24 @@ class LoginFailed(Event):
 
     def stream(self) -> str:
         """Name the user's stream, or that of the name that does not exist."""
-        return login_stream(self.user_id, self.username)
+        return login_stream(self.user_id, self.username, self.name_digest)
 
 
 class AccountLocked(Event, kw_only=True):
-    """Nobody can log in before `locked_until`; `username` is given where no such user exists."""
+    """Nobody can log in before `locked_until`; `username` is given where no such user exists.
+
+    Then it holds the beginning of the name at most, and `name_digest` names the stream.
+    """
 
     user_id: UUID | None = None
     locked_until: Instant
     reason: str | None = None
     username: str | None = None
+    name_digest: str | None = None
 
     def stream(self) -> str:
         """Name the user's stream, or that of the name that does not exist."""
-        return login_stream(self.user_id, self.username)
+        return login_stream(self.user_id, self.username, self.name_digest)
 
 
 class AccountUnlocked(UserEvent):
@@ -440,10 +472,14 @@ class Unlock(UserCommand):
 
 
 class LoginCommand(Command, kw_only=True):
-    """What both commands of a login have; `user_id` is None where nobody has the name."""
+    """What both commands of a login have; `user_id` is None where nobody has the name.
+
+    Of such a name the events hold the beginning and a digest: `name_digest`, if one is given.
+    """
 
     username: str
     user_id: UUID | None = None
+    name_digest: str | None = None
     attempt_id: UUID
     now: Instant
     rules: LoginRules = LoginRules()
@@ -457,16 +493,29 @@ class LoginCommand(Command, kw_only=True):
     @property
     def stream(self) -> str:
         """The stream that the command is for."""
-        return login_stream(self.user_id, self.username)
+        return login_stream(self.user_id, self.username, self.name_digest)
+
+    @property
+    def masked_name(self) -> str | None:
+        """What events hold of a name that nobody has; None for a user's."""
+        return masked(self.username) if self.user_id is None else None
+
+    @property
+    def masked_digest(self) -> str | None:
+        """The digest of a name that nobody has; None for a user's."""
+        if self.user_id is not None:
+            return None
+        return name_digest(self.username) if self.name_digest is None else self.name_digest
 
     def failed(self, reason: LoginReason, attempt_id: UUID | None = None) -> LoginFailed:
         """Return the failure of this login, or that of the named attempt."""
         return LoginFailed(
-            username=self.username,
+            username=self.masked_name or self.username,
             user_id=self.user_id,
             reason=reason.value,
             source=None if attempt_id else self.source,
             attempt_id=attempt_id or self.attempt_id,
+            name_digest=self.masked_digest,
         )
 
     def lock(self) -> AccountLocked:
@@ -475,7 +524,8 @@ class LoginCommand(Command, kw_only=True):
             user_id=self.user_id,
             locked_until=self.now + self.rules.lockout,
             reason=f"{self.rules.failures_max} failed logins",
-            username=None if self.user_id else self.username,
+            username=self.masked_name,
+            name_digest=self.masked_digest,
         )
 
 
@@ -596,8 +646,6 @@ def _claim(command: ClaimLogin, user: User) -> Sequence[Event]:
     now, allowed = command.now, command.rules.failures_max
     ended, guesses = _bury(command, user)
     failures, running = guesses.counted(now), len(user.attempts) - len(ended)
-    if user.is_known and not user.is_active:
-        return (*ended, command.failed(LoginReason.INACTIVE))
     if guesses.is_locked(now):
         return (*ended, command.failed(LoginReason.LOCKED))
     if failures >= allowed:
@@ -612,14 +660,18 @@ def _attempt(command: ClaimLogin) -> LoginAttempted:
         user_id=command.user_id,
         attempt_id=command.attempt_id,
         expires_at=command.now + command.rules.attempt,
-        username=None if command.user_id else command.username,
+        username=command.masked_name,
         source=command.source,
+        name_digest=command.masked_digest,
     )
 
 
 def _bury(command: LoginCommand, user: User) -> tuple[list[Event], Guesses]:
-    """Return the failures of attempts that nobody finished in time, and what they lead to."""
-    dead = [each for each in user.attempts if each.expires_at <= command.now]
+    """Return the failures of attempts that nobody finished in time, and what they lead to.
+
+    Where there are very many, the next commands bury the others: an append must not be too large.
+    """
+    dead = [each for each in user.attempts if each.expires_at <= command.now][:BURIED_MAX]
     ended: list[Event] = [command.failed(LoginReason.ABANDONED, each.attempt_id) for each in dead]
     guesses = user.guesses
     for event in ended:
@@ -643,12 +695,13 @@ def _finish(command: FinishLogin, user: User) -> Sequence[Event]:
 
 
 def _outcome(command: FinishLogin, user: User) -> list[Event]:
-    if user.is_known and not user.is_active:
-        return [command.failed(LoginReason.INACTIVE)]
+    """Only who knows the password learns that the user is deactivated, and so exists."""
     if command.user_id is None or not command.matches:
         return [command.failed(LoginReason.WRONG_PASSWORD)]
     if command.password_changes != user.password_changes:
         return [command.failed(LoginReason.PASSWORD_CHANGED)]
+    if not user.is_active:
+        return [command.failed(LoginReason.INACTIVE)]
     upgraded: list[Event] = []
     if command.new_hash is not None:
         upgraded.append(
@@ -674,7 +727,8 @@ def evolve(user: User, event: Event, at: datetime = NO_TIME) -> User:
         case LoginAttempted() | LoginSucceeded() | LoginFailed() | AccountLocked():
             return msgspec.structs.replace(user, attempts=_running(user.attempts, event))
         case UserDeactivated() | UserReactivated():
-            is_active = isinstance(event, UserReactivated) and not user.is_erased
+            may_act = user.is_known and not user.is_erased
+            is_active = isinstance(event, UserReactivated) and may_act
             return msgspec.structs.replace(user, is_active=is_active)
         case UserErased():
             return msgspec.structs.replace(
@@ -731,8 +785,8 @@ class UserDecider(Decider[AnyCommand, User]):
     """Decides for one user; failures that others recorded are weighed by when they happened."""
 
     def take(self, state: User, recorded: RecordedEvent) -> User:
-        """Return what a recorded event leads to."""
-        return evolve(state, recorded.event, recorded.occurred_at)
+        """Return what a recorded event leads to; none happened after it was recorded."""
+        return evolve(state, recorded.event, min(recorded.occurred_at, recorded.recorded_at))
 
 
 USER = UserDecider(User(), decide, evolve)

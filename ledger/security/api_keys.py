@@ -12,6 +12,7 @@ guessed; 256 random bits cannot, however fast a guess is.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 import secrets
 import zlib
@@ -99,12 +100,15 @@ def parse(presented: str) -> ParsedKey | Malformed:
     return ParsedKey(UUID(int=key_id), secret.to_bytes(SECRET_BYTES))
 
 
-def digest_of(presented: str) -> str:
-    """Return a digest that tells malformed keys apart.
+def digest_of(presented: str, key: bytes | None = None) -> str:
+    """Return a short digest that tells malformed keys apart.
 
-    It is short, so that it confirms no guess at what somebody pasted by mistake.
+    Somebody may have pasted a password by mistake. With a key, only who has it can tell whether a
+    guess at that is right. Without one anybody can, but for one wrong guess in four billion.
     """
-    return hashlib.sha256(presented.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    text = presented.encode("utf-8", "surrogatepass")
+    made = hashlib.sha256(text) if key is None else hmac.new(key, text, hashlib.sha256)
+    return made.hexdigest()[:8]
 
 
 def _checksum(text: str) -> str:

@@ -45,8 +45,10 @@ class Ledger:
         self.journal = journal
         deciding = Deciding(journal)
         self._deciding = deciding
-        self.users = Users(deciding, passwords or _passwords(settings), login_rules(settings))
-        self.api_keys = ApiKeys(deciding)
+        name_key = settings.name_key_bytes
+        passwords = passwords or _passwords(settings)
+        self.users = Users(deciding, passwords, login_rules(settings), name_key)
+        self.api_keys = ApiKeys(deciding, name_key=name_key)
         self.orders = Orders(deciding)
         self.positions = Positions(deciding)
         self.markets = Markets(deciding)

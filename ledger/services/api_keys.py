@@ -42,8 +42,8 @@ RESOURCE_CHARS_MAX = 2048
 class KeyIssued(msgspec.Struct, frozen=True):
     """A key was issued. This is the only time that it is shown.
 
-    `key` is None where the command is a repeated one: then the first call had the key. If it was
-    lost, revoke it and issue another.
+    `key` is None where the command is a repeated one: then the first call had the key, which is not
+    the one that this call made. If it was lost, revoke it and issue another.
     """
 
     key_id: UUID
@@ -61,7 +61,9 @@ class KeyRevoked(msgspec.Struct, frozen=True):
 class KeyUse(msgspec.Struct, frozen=True):
     """Whether a use was accepted, with the key and its owner, else `reason`.
 
-    `appended` is None for a refusal that is counted and stored later, in a sum.
+    `appended` is None for a refusal that is counted and stored later, in a sum. An accepted use is
+    not `is_new` where it was stored under this command id before: no rate limit counted it again,
+    so the action may only be done if it has not been.
     """
 
     accepted: bool
@@ -69,6 +71,7 @@ class KeyUse(msgspec.Struct, frozen=True):
     user_id: UUID | None
     reason: KeyReason | None
     appended: Appended | None
+    is_new: bool = True
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -81,6 +84,14 @@ class Use(msgspec.Struct, frozen=True):
     origin: Origin
 
 
+class Alive(msgspec.Struct, frozen=True):
+    """A key that may be used, and the last events of it and of its owner that say so."""
+
+    key: ApiKeyIssued
+    key_offset: int
+    owner_offset: int
+
+
 class ApiKeys:
     """All commands for API keys.
 
@@ -88,10 +99,18 @@ class ApiKeys:
     key or owner that is not in the state for it, Contended, and what an append raises.
     """
 
-    def __init__(self, deciding: Deciding, refusals: Refusals | None = None) -> None:
+    def __init__(
+        self,
+        deciding: Deciding,
+        refusals: Refusals | None = None,
+        *,
+        name_key: bytes | None = None,
+    ) -> None:
+        """Take what decides and what counts refusals, and the key for what is no API key."""
         self._deciding = deciding
         self._refusals = refusals or Refusals(deciding.journal)
-        self._alive_at: OrderedDict[UUID, int] = OrderedDict()
+        self._name_key = name_key
+        self._alive_at: OrderedDict[UUID, tuple[Alive, int]] = OrderedDict()
 
     async def issue(
         self,
@@ -124,7 +143,7 @@ class ApiKeys:
         done = await self._deciding.execute(
             KEY, command.stream, command, guard=guard, origin=origin
         )
-        return _issued(key_id, key, done.appended)
+        return await self._issued(key_id, key, key_hash, done.appended)
 
     async def rotate(
         self,
@@ -161,7 +180,23 @@ class ApiKeys:
         done = await self._deciding.execute(
             KEY, command.stream, command, guard=guard, origin=origin
         )
-        return _issued(successor_key_id, key, done.appended)
+        return await self._issued(successor_key_id, key, key_hash, done.appended)
+
+    async def _issued(
+        self, key_id: UUID, key: ApiKeyText, key_hash: str, appended: Appended | None
+    ) -> KeyIssued:
+        """Show a key if it is the one that is stored: that of a repeated command is another.
+
+        The store may have repeated the append itself, so that it is a duplicate says nothing.
+        """
+        if appended is None or not appended.duplicate:
+            return KeyIssued(key_id, key, appended)
+        for recorded in await self._deciding.journal.read_stream(api_key_stream(key_id)):
+            if isinstance(recorded.event, ApiKeyIssued):
+                offsets = tuple(sorted({*appended.offsets, recorded.offset}))
+                is_own = recorded.event.key_hash == key_hash
+                return KeyIssued(key_id, key if is_own else None, Appended(offsets, duplicate=True))
+        return KeyIssued(key_id, None, appended)
 
     async def _absent(self, command: RotateKey, origin: Origin) -> ExpectedVersion:
         """Return the condition that there is no successor yet; else raise CommandRefused.
@@ -198,14 +233,16 @@ class ApiKeys:
         `permission` is what the key must have been given, None if any key will do; `source` says
         where the request came from when that is not an ip address. A refusal is an answer, not an
         error, and recorded too, in sums where there are many. Raises InvalidCommand for texts that
-        cannot be stored, Contended, and what an append raises; then the use is not accepted.
+        cannot be stored, Contended, and what an append raises; then the use is not accepted. A
+        repeated command is decided anew, by what is known of the key now, and stored once.
         """
         for field, text in (("action", action), ("resource", resource), ("source", source)):
             _check(field, text)
         wanted = Use(action, permission, resource, source, origin)
         parsed = parse(presented)
         if isinstance(parsed, Malformed):
-            return await self._refused(KeyReason.MALFORMED, wanted, digest_of(presented))
+            digest = digest_of(presented, self._name_key)
+            return await self._refused(KeyReason.MALFORMED, wanted, digest)
         tries = itertools.count()
 
         async def attempt() -> KeyUse | KeyReason:
@@ -219,7 +256,21 @@ class ApiKeys:
         return await self._refused(used, wanted, parsed.public_id if is_unknown else None, key_id)
 
     async def _attempt(self, parsed: ParsedKey, wanted: Use, *, loads: bool) -> KeyUse | KeyReason:
-        """Store a use under what is known of the key and its owner; look it up where need be."""
+        """Store a use, if the key may be used.
+
+        One that is stored already was so under what held then, so it is decided again.
+        """
+        alive = await self._alive(parsed, wanted, loads=loads)
+        if not isinstance(alive, Alive):
+            return alive
+        used = await self._store(alive, wanted)
+        if isinstance(used, KeyUse) and not used.is_new:
+            again = await self._alive(parsed, wanted, loads=True)
+            return used if isinstance(again, Alive) else again
+        return used
+
+    async def _alive(self, parsed: ParsedKey, wanted: Use, *, loads: bool) -> Alive | KeyReason:
+        """Decide by what is known of the key and its owner; look it up where need be."""
         stream = api_key_stream(parsed.key_id)
         key = self._deciding.known(KEY, stream)
         if loads or key.state.issued is None:
@@ -230,7 +281,7 @@ class ApiKeys:
         owner = await self._active_owner(key.state.issued.user_id, loads=loads)
         if owner is None:
             return KeyReason.USER_INACTIVE
-        return await self._store(key.state.issued, (key.offset, owner), wanted)
+        return Alive(key.state.issued, key.offset, owner)
 
     async def _active_owner(self, user_id: UUID, *, loads: bool) -> int | None:
         """Return the offset at which the owner was last known to be active, None if not active."""
@@ -240,21 +291,9 @@ class ApiKeys:
             owner = await self._deciding.load(USER, stream)
         return owner.offset if owner.state.is_active else None
 
-    async def _store(
-        self, key: ApiKeyIssued, known: tuple[int, int], wanted: Use
-    ) -> KeyUse | KeyReason:
+    async def _store(self, alive: Alive, wanted: Use) -> KeyUse | KeyReason:
         """Append a use if key and owner are still alive, and the rate limit allows one more."""
-        seen = self._alive_at.get(key.key_id, -1)
-        conditions: list[Condition] = [
-            NoEvent(
-                types=(ApiKeyRevoked, ApiKeyRotated),
-                stream=key.stream(),
-                after=max(known[0], seen),
-            ),
-            active_after(max(known[1], seen), key.user_id),
-        ]
-        if key.rate_limit is not None:
-            conditions.append(AtMost(api_key_use_stream(key.key_id), key.rate_limit, RATE_WINDOW))
+        key = alive.key
         used = ApiKeyUsed(
             key_id=key.key_id,
             action=wanted.action,
@@ -263,16 +302,39 @@ class ApiKeys:
         )
         try:
             appended = await self._deciding.journal.append(
-                wanted.origin.of("UseKey", [used]), *conditions
+                wanted.origin.of("UseKey", [used]), *self._conditions(alive)
             )
         except TooManyEvents:
             return KeyReason.RATE_LIMITED
-        self._remember(key.key_id, appended)
-        return KeyUse(True, key.key_id, key.user_id, None, appended)
+        if not appended.duplicate:
+            self._remember(alive, appended)
+        is_new = not appended.duplicate or wanted.origin.command_id is None
+        return KeyUse(True, key.key_id, key.user_id, None, appended, is_new)
 
-    def _remember(self, key_id: UUID, appended: Appended) -> None:
-        """Note that key and owner were alive at an accepted use: earlier events are looked at."""
-        self._alive_at[key_id] = max(self._alive_at.get(key_id, -1), *appended.offsets)
+    def _conditions(self, alive: Alive) -> list[Condition]:
+        """Return what has to hold for a use: nothing has ended what was alive when last looked."""
+        key, seen = alive.key, self._seen(alive)
+        conditions: list[Condition] = [
+            NoEvent(
+                types=(ApiKeyRevoked, ApiKeyRotated),
+                stream=key.stream(),
+                after=max(alive.key_offset, seen),
+            ),
+            active_after(max(alive.owner_offset, seen), key.user_id),
+        ]
+        if key.rate_limit is not None:
+            conditions.append(AtMost(api_key_use_stream(key.key_id), key.rate_limit, RATE_WINDOW))
+        return conditions
+
+    def _seen(self, alive: Alive) -> int:
+        """Return the last use that was stored under exactly what is known, -1 if there is none."""
+        known, offset = self._alive_at.get(alive.key.key_id, (None, -1))
+        return offset if known == alive else -1
+
+    def _remember(self, alive: Alive, appended: Appended) -> None:
+        """Note that key and owner were alive at an accepted use, by what was known of them."""
+        key_id = alive.key.key_id
+        self._alive_at[key_id] = (alive, max(self._seen(alive), *appended.offsets))
         self._alive_at.move_to_end(key_id)
         if len(self._alive_at) > KEYS_REMEMBERED_MAX:
             self._alive_at.popitem(last=False)
@@ -310,12 +372,6 @@ class ApiKeys:
 def _made_id(origin: Origin, name: str) -> UUID:
     """A repeated command has to mean the same key."""
     return uuid7() if origin.command_id is None else uuid5(origin.command_id, name)
-
-
-def _issued(key_id: UUID, key: ApiKeyText, appended: Appended | None) -> KeyIssued:
-    """The key of a repeated command is another one than the first that was stored."""
-    is_repeated = appended is None or appended.duplicate
-    return KeyIssued(key_id, None if is_repeated else key, appended)
 
 
 def _check(field: str, text: str | None) -> None:

@@ -2,13 +2,16 @@
 
 Of each kind of refusal (source, reason and key) the first few of a minute are stored at once, the
 others are counted, and the counts stored when the minute is over. Kinds beyond a bound share one
-count for each reason. So a minute stores a bounded number of events, whoever sends how much.
+count for each reason and known key, and beyond another bound one for each reason. So a minute
+stores a bounded number of events, whoever sends how much. The addresses of one IPv6 network of 64
+bits are one source, since a single customer has them all.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -23,6 +26,7 @@ from ledger.stores import Appended
 
 SINGLY_MAX = 3
 KINDS_MAX = 256
+KEYS_MAX = 256
 POLL_SECONDS = 0.25
 
 
@@ -31,27 +35,41 @@ class Kind(msgspec.Struct, frozen=True):
 
     reason: KeyReason
     key_id: UUID | None = None
-    ip_address: str | None = None
+    network: str | None = None
     source: str | None = None
 
 
 class Tally(msgspec.Struct):
-    """How many refusals of a kind there were in a minute, and how many are not stored yet."""
+    """How many refusals of a kind there were in a minute, and how many are not stored yet.
+
+    `last_at` and `ip_address` are those of the last one.
+    """
 
     seen: int = 0
     unstored: int = 0
     last_at: datetime | None = None
+    ip_address: str | None = None
 
 
 class Refusals:
-    """Stores refusals in one journal. What is still only counted is lost if the process dies."""
+    """Stores refusals in one journal. What is still only counted is lost if the process dies.
+
+    A minute stores no more sums than one append may have.
+    """
 
     def __init__(
-        self, journal: Journal, *, singly_max: int = SINGLY_MAX, kinds_max: int = KINDS_MAX
+        self,
+        journal: Journal,
+        *,
+        singly_max: int = SINGLY_MAX,
+        kinds_max: int = KINDS_MAX,
+        keys_max: int = KEYS_MAX,
     ) -> None:
+        """Take the journal, and the bounds for one minute."""
         self._journal = journal
         self._singly_max = singly_max
         self._kinds_max = kinds_max
+        self._keys_max = keys_max
         self._minute: datetime | None = None
         self._tallies: dict[Kind, Tally] = {}
         self._due: list[NewEvent] = []
@@ -59,31 +77,48 @@ class Refusals:
         self._watching: asyncio.Task[None] | None = None
 
     async def record(self, refused: ApiKeyRefused, metadata: Metadata | None) -> Appended | None:
-        """Store a refusal, or count it: then None is returned."""
+        """Store a refusal, or count it: then None is returned.
+
+        One that could not be stored is counted as well, and the error raised; where the outcome is
+        unknown, it may be there twice.
+        """
         new = NewEvent(refused, metadata=metadata)
         prepare([new], ())  # what cannot be stored must not be counted: no sum of it could be
-        now = self._journal.now()
-        if self._minute != (minute := _minute_of(now)):
+        if self._minute != (minute := _minute_of(self._journal.now())):
             self._end_minute(minute)
-            await self._store_due()
-        tally = self._tally(_kind_of(refused, metadata))
+        tally = self._tally(refused, metadata)
         tally.seen += 1
-        tally.last_at = now
-        if tally.seen <= self._singly_max:
+        if tally.seen > self._singly_max:
+            self._count(tally)
+            return None
+        try:
+            await self._store_due()
             return await self._journal.append(new)
+        except LedgerError:
+            self._count(self._tally(refused, metadata))  # by now this may be another minute's
+            raise
+
+    def _count(self, tally: Tally) -> None:
+        """Leave a refusal to the sum of its minute."""
         tally.unstored += 1
         if self._watching is None:
             self._watching = asyncio.create_task(self._watch())
-        return None
 
-    def _tally(self, kind: Kind) -> Tally:
-        """Return the tally of a kind, or that of all kinds which are one too many."""
-        known = self._tallies.get(kind)
-        if known is not None:
-            return known
-        if len(self._tallies) >= self._kinds_max:
-            kind = Kind(kind.reason)
-        return self._tallies.setdefault(kind, Tally())
+    def _tally(self, refused: ApiKeyRefused, metadata: Metadata | None) -> Tally:
+        """Return the tally of a refusal, which is its last one from now on."""
+        kind = self._fitting(_kind_of(refused, metadata))
+        tally = self._tallies.setdefault(kind, Tally())
+        tally.last_at = self._journal.now()
+        tally.ip_address = metadata.ip_address if metadata and kind.network else None
+        return tally
+
+    def _fitting(self, kind: Kind) -> Kind:
+        """Return the kind, or where there are too many the one that it shares with others."""
+        if kind in self._tallies or len(self._tallies) < self._kinds_max:
+            return kind
+        of_key = Kind(kind.reason, kind.key_id)
+        has_room = len(self._tallies) < self._kinds_max + self._keys_max
+        return of_key if of_key in self._tallies or has_room else Kind(kind.reason)
 
     def _end_minute(self, minute: datetime) -> None:
         """Begin another minute; while the last one's sums cannot be stored, go on counting."""
@@ -133,12 +168,23 @@ def _minute_of(moment: datetime) -> datetime:
 
 def _kind_of(refused: ApiKeyRefused, metadata: Metadata | None) -> Kind:
     ip_address = None if metadata is None else metadata.ip_address
-    return Kind(KeyReason(refused.reason), refused.key_id, ip_address, refused.source)
+    network = None if ip_address is None else _network_of(ip_address)
+    return Kind(KeyReason(refused.reason), refused.key_id, network, refused.source)
+
+
+def _network_of(ip_address: str) -> str:
+    """Return the 64 bits of an IPv6 address that name a network; an IPv4 one in any form."""
+    address = ipaddress.ip_address(ip_address)
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.IPv6Network((address, 64), strict=False))
 
 
 def _sum_of(kind: Kind, tally: Tally) -> NewEvent:
     refused = ApiKeyRefused(
         reason=kind.reason.value, key_id=kind.key_id, source=kind.source, count=tally.unstored
     )
-    metadata = None if kind.ip_address is None else Metadata(ip_address=kind.ip_address)
+    metadata = None if tally.ip_address is None else Metadata(ip_address=tally.ip_address)
     return NewEvent(refused, occurred_at=tally.last_at, metadata=metadata)

@@ -35,6 +35,7 @@ from ledger.domain.users import (
     UserDeactivated,
     UserErased,
     email_tag,
+    name_digest,
     user_stream,
     username_tag,
 )
@@ -104,11 +105,17 @@ class Users:
     """
 
     def __init__(
-        self, deciding: Deciding, passwords: Passwords, rules: LoginRules | None = None
+        self,
+        deciding: Deciding,
+        passwords: Passwords,
+        rules: LoginRules | None = None,
+        name_key: bytes | None = None,
     ) -> None:
+        """Take what decides and hashes, the rules, and the key for names that nobody has."""
         self._deciding = deciding
         self._passwords = passwords
         self._rules = rules or LoginRules()
+        self._name_key = name_key
 
     async def register(
         self,
@@ -210,26 +217,31 @@ class Users:
         if not is_acceptable(password):
             raise _invalid_password("Login")
         with self._passwords.place() as place:
-            name = username.strip()
-            command = ClaimLogin(
-                username=name,
-                user_id=await self._user_id(name),
-                attempt_id=uuid7(),
-                now=self._now(),
-                rules=self._rules,
-                source=source,
-            )
+            command = await self._named(username.strip(), source)
             own = msgspec.structs.replace(origin, command_id=None)
-            claim = await self._claim(command, own)
+            claim = await self._decide(command, own)
             if not isinstance(claim.events[-1], LoginAttempted):
                 return _login(claim)
             return _login(await self._finish(command, claim.before, place, password, own))
 
-    async def _claim(self, command: ClaimLogin, origin: Origin) -> Done[User]:
-        """Claim an attempt under the version seen, or store why not under any.
+    async def _named(self, name: str, source: str | None) -> ClaimLogin:
+        """Return the claim of a login under a name, which is checked before it is looked up."""
+        command = ClaimLogin(
+            username=name,
+            attempt_id=uuid7(),
+            now=self._now(),
+            rules=self._rules,
+            source=source,
+        )
+        digest = name_digest(name, self._name_key)
+        user_id = await self._user_id(name)
+        return msgspec.structs.replace(command, user_id=user_id, name_digest=digest)
 
-        A refusal changes nothing that others decide by, so under a flood of them no login that is
-        being checked has to be decided anew more often.
+    async def _decide(self, command: ClaimLogin | FinishLogin, origin: Origin) -> Done[User]:
+        """Store what a login leads to at the time of each try, under the version seen.
+
+        A refused claim is stored under any version: it changes nothing that others decide by, so
+        under a flood of them no login that is being checked has to be decided anew more often.
         """
         deciding, stream = self._deciding, command.stream
 
@@ -237,13 +249,13 @@ class Users:
             loaded = await deciding.load(USER, stream)
             now = msgspec.structs.replace(command, now=self._now())
             events = tuple(USER.decide(now, loaded.state))
-            is_refusal = all(isinstance(each, LoginFailed) and not each.counts for each in events)
+            is_refusal = isinstance(command, ClaimLogin) and not any(map(_matters, events))
             expected = () if is_refusal else (ExpectedVersion(stream, loaded.version),)
             appended = await deciding.journal.append(origin.of("Login", events), *expected)
             return Done(events, loaded.state, appended)
 
         async with deciding.turn(stream):
-            return await deciding.until_stored(attempt, "ClaimLogin", stream)
+            return await deciding.until_stored(attempt, type(command).__name__, stream)
 
     async def _finish(
         self, claim: ClaimLogin, user: User, place: Place, password: str, origin: Origin
@@ -253,6 +265,7 @@ class Users:
         command = FinishLogin(
             username=claim.username,
             user_id=claim.user_id,
+            name_digest=claim.name_digest,
             attempt_id=claim.attempt_id,
             now=self._now(),
             rules=claim.rules,
@@ -261,7 +274,7 @@ class Users:
             password_changes=user.password_changes,
             new_hash=new_hash,
         )
-        return await self._deciding.execute(USER, command.stream, command, origin=origin)
+        return await self._decide(command, origin)
 
     async def _user_id(self, name: str) -> UUID | None:
         """Find the user of a name; looks for both kinds in any case, to take the same time."""
@@ -294,6 +307,11 @@ class Users:
 def _made_id(origin: Origin) -> UUID:
     """A repeated command has to mean the same user."""
     return uuid7() if origin.command_id is None else uuid5(origin.command_id, "user")
+
+
+def _matters(event: Event) -> bool:
+    """Whether others decide by an event of a login."""
+    return not isinstance(event, LoginFailed) or event.counts
 
 
 def _invalid_password(command: str) -> InvalidCommand:

@@ -15,6 +15,7 @@ import pytest
 import ledger.domain.api_keys
 import ledger.domain.users
 from ledger.decider import Origin
+from ledger.domain.api_keys import ApiKeyUsed
 from ledger.domain.orders import (
     Action,
     OrderCancelRejected,
@@ -25,7 +26,7 @@ from ledger.domain.orders import (
     OrderReplaceRejected,
     OrderType,
 )
-from ledger.domain.users import LoginAttempted, UserErased, UserRegistered
+from ledger.domain.users import LoginAttempted, UserErased, UserRegistered, name_digest
 from ledger.errors import CommandRefused
 from ledger.event import Amount, Event, Metadata, NewEvent, RecordedEvent, event_types
 from ledger.security.passwords import PasswordHasher, Passwords
@@ -34,9 +35,15 @@ from ledger.settings import Settings
 from projections.database import Database
 from projections.groups import TRADING
 from projections.projector import Projector
-from projections.security_audit_logs import ACTIONS, SECRETS, SecurityAuditLog
+from projections.security_audit_logs import ACTIONS, ORIGINS, SECRETS, SecurityAuditLog
 from tests.ledger.support import Clock, read_all
-from tests.projections.support import all_rows, an_id, assert_live_is_replay, live_tables
+from tests.projections.support import (
+    all_rows,
+    an_id,
+    assert_live_is_replay,
+    live_tables,
+    record,
+)
 
 V4, V6 = "192.0.2.7", "2001:db8::7"
 PASSWORDS = ("canary-first", "canary-second", "canary-old", "canary-guess")
@@ -75,6 +82,8 @@ async def live_a_life(service: Ledger) -> list[str]:
     old = UserRegistered(user_id=uuid4(), username="old", password_hash=f"{OLD_HASH}:{SALT}")
     await service.journal.append(NewEvent(old))
     await users.login(username="old", password=PASSWORDS[2])
+    for _ in range(6):
+        await users.login(username=PASSWORDS[1], password=PASSWORDS[0])
     await users.deactivate(user_id=old.user_id)
     await users.reactivate(user_id=old.user_id)
     with pytest.raises(CommandRefused):
@@ -85,6 +94,7 @@ async def live_a_life(service: Ledger) -> list[str]:
     assert first.key
     assert second.key
     shown = [first.key.reveal(), second.key.reveal()]
+    await users.login(username=shown[1], password=PASSWORDS[0])
     for presented in (*shown, shown[1], shown[0] + "x", shown[0][:-1] + "!"):
         await keys.use(presented=presented, action="GET", resource="/orders", origin=origin(V6))
     await keys.revoke(key_id=second.key_id, origin=origin(V4))
@@ -144,16 +154,49 @@ async def test_rows_say_who_did_what_from_where(service: Ledger, settings: Setti
     assert (registered["ip_address"], registered["request_id"]) == (V4, "request 1")
     assert registered["resource"] == f"user-{registered['user_id']}"
     told = Counter((row["event_type"], row["action"], row["success"]) for row in rows)
-    assert told["LoginAttempted", "attempt_login", True] == 3 + 4 + 1
+    assert told["LoginAttempted", "attempt_login", True] == 3 + 4 + 1 + 5 + 1
     assert told["LoginSucceeded", "login", True] == 2
-    assert told["LoginFailed", "login", False] == 1 + 1 + 6
-    assert told["AccountLocked", "lock", True] == 1
+    assert told["LoginFailed", "login", False] == 1 + 1 + 6 + 6 + 1
+    assert told["AccountLocked", "lock", True] == 2
     assert told["ApiKeyUsed", "GET", True] == 1
     assert told["ApiKeyRefused", "GET", False] == 4
-    [stranger, *_] = [row for row in rows if row["details"].get("username") == "bob"]
+    [stranger, *_] = [row for row in rows if row["details"].get("name_digest")]
+    assert stranger["details"]["name_digest"] == name_digest("bob")
     assert (stranger["user_id"], stranger["ip_address"]) == (None, V6)
     used = next(row for row in rows if row["event_type"] == "ApiKeyUsed")
     assert (used["user_id"], used["resource"]) == (registered["user_id"], "/orders")
+
+
+def test_rows_say_who_acted_and_in_which_connection() -> None:
+    """Actor, correlation and causation are in the details, where they are known."""
+    registered = UserRegistered(user_id=an_id("user"), username="ann")
+    metadata = Metadata(actor="op-7", correlation_id=an_id("a"), causation_id=an_id("b"))
+    given, bare = (audited(registered, metadata), audited(registered, Metadata()))
+    origin = {
+        "actor": "op-7",
+        "correlation_id": str(an_id("a")),
+        "causation_id": str(an_id("b")),
+    }
+    assert given.details == bare.details | origin
+    assert not set(bare.details) & set(ORIGINS)
+    fields = {name for known in ACTIONS for name in known.__struct_fields__}
+    assert not fields & set(ORIGINS)
+
+
+def test_texts_that_are_too_long_are_cut() -> None:
+    """The beginning of a resource or request id is better than none."""
+    used = ApiKeyUsed(key_id=an_id("key"), action="a" * 300, resource="/o?" + "r" * 300)
+    row = audited(used, Metadata(request_id="q" * 300))
+    assert (row.action, row.resource) == ("a" * 255, "/o?" + "r" * 252)
+    assert row.request_id == "q" * 255
+
+
+def audited(event: Event, metadata: Metadata) -> SecurityAuditLog:
+    """Return the row of one event."""
+    state = TRADING.state(1, "main")
+    TRADING.fold(state, record([event], metadata=metadata))
+    [row] = state.rows(SecurityAuditLog)
+    return row
 
 
 def test_an_attempt_and_its_outcome_name_each_other() -> None:

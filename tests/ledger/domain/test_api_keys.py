@@ -117,6 +117,13 @@ def test_issuing() -> None:
             lambda: rotate(overlap=-TICK),
             "RotateKey.overlap: must not be negative, as -1 day, 23:59:59.999999 is",
         ),
+        *(
+            (
+                lambda overlap=overlap: rotate(overlap=overlap),
+                f"RotateKey.overlap: {overlap} from now is beyond the calendar",
+            )
+            for overlap in (timedelta(days=2_912_500), timedelta.max)
+        ),
         (
             lambda: rotate(successor_key_id=ID),
             "RotateKey.successor_key_id: must be that of an",
@@ -163,24 +170,30 @@ def test_rotating() -> None:
 
 
 def test_revoking() -> None:
-    """A key can be revoked, also one that lives on after a rotation."""
-    for key in (after(ISSUED), after(ISSUED, rotated(NOW + TICK))):
+    """A key can be revoked, also one that lives on after a rotation, or has expired."""
+    for key in (after(ISSUED), after(ISSUED, rotated(NOW + TICK)), after(ISSUED, rotated(NOW))):
         [event] = decide(RevokeKey(key_id=ID, now=NOW, reason="lost"), key)
         assert event == ApiKeyRevoked(key_id=ID, reason="lost")
         assert evolve(key, event).is_revoked
 
 
-@pytest.mark.parametrize("command", [rotate(), RevokeKey(key_id=ID, now=NOW)])
 @pytest.mark.parametrize(
-    ("key", "state"),
+    ("command", "key", "state"),
     [
-        (Key(), "unknown"),
-        (after(ISSUED, REVOKED), "revoked"),
-        (after(ISSUED, rotated(NOW)), "expired"),
+        *(
+            (command, key, state)
+            for command in (rotate(), RevokeKey(key_id=ID, now=NOW))
+            for key, state in (
+                (Key(), "unknown"),
+                (after(ISSUED, REVOKED), "revoked"),
+                (after(ISSUED, rotated(NOW), REVOKED), "revoked"),
+            )
+        ),
+        (rotate(), after(ISSUED, rotated(NOW)), "expired"),
     ],
 )
 def test_nothing_is_done_to_dead_keys(command: RotateKey | RevokeKey, key: Key, state: str) -> None:
-    """A key that is unknown, revoked or expired can be neither rotated nor revoked."""
+    """A key that is unknown or revoked stays as it is, and an expired one is not rotated."""
     with pytest.raises(
         CommandRefused, match=r": there is no such key any more, or yet$"
     ) as refused:
@@ -201,6 +214,7 @@ def test_a_use_is_allowed() -> None:
     [
         (Key(), KeyReason.UNKNOWN),
         (after(msgspec.structs.replace(ISSUED, key_hash=None)), KeyReason.UNKNOWN),
+        (after(msgspec.structs.replace(ISSUED, key_hash="h\u00e4sh")), KeyReason.UNKNOWN),
         (after(ISSUED, REVOKED), KeyReason.REVOKED),
         (after(ISSUED, rotated(NOW)), KeyReason.EXPIRED),
         (after(ISSUED, rotated(NOW), REVOKED), KeyReason.REVOKED),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.domain.users import (
+    BURIED_MAX,
     USER,
     AccountLocked,
     AccountUnlocked,
@@ -48,6 +51,7 @@ from ledger.domain.users import (
     email_tag,
     evolve,
     login_stream,
+    masked,
     name_digest,
     user_stream,
     username_tag,
@@ -108,14 +112,41 @@ def finish(
 
 
 def test_names_are_the_same_however_written() -> None:
-    """Case and outer space make no other name, and a stream is named by the digest."""
+    """Case, outer space and accents make no other name; a stream is named by the digest."""
     assert name_digest(" Ann ") == name_digest("aNN")
+    assert name_digest("Ren\u00e9") == name_digest("rene\u0301") != name_digest("rene")
+    assert name_digest("\ufb01\uff11") == name_digest("FI1")
+    assert len({name_digest(name) for name in ("\ud800", "\ud801", "")}) == 3
     assert len(name_digest("ann")) == 32
     assert username_tag("Ann") == f"username:{name_digest('ann')}"
     assert email_tag("Ann") == f"email:{name_digest('ann')}"
     assert login_stream(None, "Ann") == f"login-{name_digest('ann')}"
     assert login_stream(None, None) == f"login-{name_digest('')}"
-    assert login_stream(ID, "Ann") == user_stream(ID) == f"user-{ID}"
+    assert login_stream(None, "Ann", "digest") == "login-digest"
+    assert login_stream(ID, "Ann", "digest") == user_stream(ID) == f"user-{ID}"
+
+
+def test_a_digest_with_a_key_confirms_no_guess() -> None:
+    """It is HMAC-SHA256, the same for every way to write a name, and another for another key."""
+    expected = hmac.new(b"key", b"ann", hashlib.sha256).hexdigest()[:32]
+    assert name_digest(" Ann ", b"key") == expected
+    assert len({name_digest("ann", key) for key in (None, b"key", b"other")}) == 3
+
+
+def test_a_name_that_nobody_has_is_masked() -> None:
+    """It may be a password: the first two characters of a longer one are enough to see that."""
+    assert [masked(name) for name in ("", "abcd", "abcde")] == ["…", "…", "ab…"]
+    command = ClaimLogin(username="abcde", attempt_id=ID, now=NOW)
+    for event in (*decide(command, User()), command.failed(LoginReason.LOCKED), command.lock()):
+        assert (event.username, event.name_digest) == ("ab…", name_digest("abcde"))  # type: ignore[attr-defined]
+        assert event.stream() == command.stream == f"login-{name_digest('abcde')}"
+    keyed = msgspec.structs.replace(command, name_digest="digest")
+    for event in (*decide(keyed, User()), keyed.failed(LoginReason.LOCKED), keyed.lock()):
+        assert event.stream() == keyed.stream == "login-digest"
+    known = msgspec.structs.replace(keyed, user_id=ID)
+    assert known.failed(LoginReason.LOCKED) == LoginFailed(
+        username="abcde", user_id=ID, reason="locked", attempt_id=ID
+    )
 
 
 def test_events_name_their_streams_and_tags() -> None:
@@ -298,6 +329,7 @@ def test_what_changes_lead_to() -> None:
     assert not gone.is_active
     assert (gone.email, gone.password_hash, gone.is_erased) == (None, None, True)
     assert not evolve(gone, UserReactivated(user_id=ID)).is_active
+    assert not after(UserReactivated(user_id=ID)).is_active
     assert (gone.standing, user.standing, User().standing) == ("erased", "deactivated", "unknown")
 
 
@@ -343,7 +375,10 @@ def test_an_attempt_is_claimed() -> None:
     assert evolve(after(REGISTERED), event).attempts == (Attempt(attempt(1), NOW + RULES.attempt),)
     [event] = claim(User(), 1, user_id=None)
     assert event == LoginAttempted(
-        username="ann", attempt_id=attempt(1), expires_at=NOW + RULES.attempt
+        username="…",
+        attempt_id=attempt(1),
+        expires_at=NOW + RULES.attempt,
+        name_digest=name_digest("ann"),
     )
     assert after(LoginAttempted(user_id=ID)).attempts == ()
     assert after(LoginAttempted(user_id=ID, attempt_id=ID)).attempts == ()
@@ -437,6 +472,20 @@ def test_an_abandoned_attempt_counts_as_a_failed_one() -> None:
     ]
 
 
+def test_very_many_abandoned_attempts_are_buried_in_parts() -> None:
+    """Each command stores as many failures as an append can take, the next ones the others."""
+    user = after(REGISTERED, *(claimed(number) for number in range(2 * BURIED_MAX + 1)))
+    rules = LoginRules(1000, RULES.lockout, RULES.attempt)
+    sizes = []
+    for _ in range(3):
+        events = claim(user, 999, NOW + RULES.attempt, rules=rules)
+        sizes.append(len(events))
+        for event in events:
+            user = evolve(user, event, NOW + RULES.attempt)
+    assert sizes == [BURIED_MAX + 1, BURIED_MAX + 1, 2]
+    assert (user.guesses.failures, len(user.attempts)) == (2 * BURIED_MAX + 1, 3)
+
+
 def test_abandoned_attempts_make_room() -> None:
     """Once its failure is stored, an attempt is not under way any more."""
     user = after(REGISTERED, claimed(1), claimed(2, NOW + TICK))
@@ -475,10 +524,13 @@ def test_a_lock_meanwhile_refuses_the_right_password() -> None:
 
 
 def test_a_deactivated_user_cannot_log_in() -> None:
-    """Neither a new attempt nor one under way; neither counts."""
+    """Only the right password tells, which does not count; all else is as for everybody."""
     inactive = after(REGISTERED, claimed(1), UserDeactivated(user_id=ID))
-    assert claim(inactive, 2) == (failed(2, LoginReason.INACTIVE),)
+    assert claim(inactive, 2) == (claimed(2),)
     assert finish(inactive, 1, matches=True) == [failed(1, LoginReason.INACTIVE)]
+    assert finish(inactive, 1) == [failed(1)]
+    changed = evolve(inactive, PasswordChanged(user_id=ID, password_hash="new"))
+    assert finish(changed, 1, matches=True) == [failed(1, LoginReason.PASSWORD_CHANGED)]
     assert after(REGISTERED, failed(1, LoginReason.INACTIVE)).guesses == Guesses()
 
 
@@ -501,10 +553,18 @@ def test_a_stranger_goes_the_same_way() -> None:
         for event in events:
             user = evolve(user, event, NOW)
     assert events[0] == LoginFailed(
-        username="ann", reason=LoginReason.WRONG_PASSWORD, attempt_id=attempt(3)
+        username="…",
+        reason=LoginReason.WRONG_PASSWORD,
+        attempt_id=attempt(3),
+        name_digest=name_digest("ann"),
     )
     assert events[1:] == [
-        AccountLocked(locked_until=NOW + RULES.lockout, reason="3 failed logins", username="ann")
+        AccountLocked(
+            locked_until=NOW + RULES.lockout,
+            reason="3 failed logins",
+            username="…",
+            name_digest=name_digest("ann"),
+        )
     ]
     [event] = claim(user, 4, **stranger)
     assert isinstance(event, LoginFailed)
@@ -553,13 +613,23 @@ def test_the_decider_weighs_events_by_when_they_happened() -> None:
         assert user.guesses == expected
 
 
+def test_a_clock_that_is_ahead_lifts_no_lock() -> None:
+    """What is said to have happened after it was recorded is weighed as of its recording."""
+    until = NOW + timedelta(seconds=60)
+    locked = USER.take(
+        after(REGISTERED), recorded(AccountLocked(user_id=ID, locked_until=until), NOW)
+    )
+    for event, failures in ((RAW, 0), (LoginSucceeded(user_id=ID), 0)):
+        early = recorded(event, until + TICK, timedelta(seconds=-1))
+        assert USER.take(locked, early).guesses == Guesses(failures, until)
+
+
 RAW = LoginFailed(username="ann", user_id=ID)
 
 
-def recorded(event: Event, at: datetime) -> RecordedEvent:
-    """Return the event as a journal holds it that recorded it a day later."""
-    late = at + timedelta(days=1)
-    return RecordedEvent(0, "s", 1, ID, 1, late, at, Metadata(), b"", event)
+def recorded(event: Event, at: datetime, delay: timedelta = timedelta(days=1)) -> RecordedEvent:
+    """Return the event as a journal holds it that recorded it so much later."""
+    return RecordedEvent(0, "s", 1, ID, 1, at + delay, at, Metadata(), b"", event)
 
 
 NUMBERS = ("password_changes", "failures")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import re
 from uuid import UUID, uuid4
 
@@ -116,6 +117,7 @@ def test_new_keys_are_random_and_hide_themselves() -> None:
 
 
 def test_the_digest_of_what_is_no_key_is_short() -> None:
-    """It tells apart, and does not confirm a guess; any text has one."""
+    """It tells apart, and confirms a guess to none but who has the key; any text has one."""
     assert digest_of("a") == hashlib.sha256(b"a").hexdigest()[:8]
     assert len({digest_of(text) for text in ("a", "b", "\ud800", "", "x" * 100_000)}) == 5
+    assert digest_of("a", b"key") == hmac.new(b"key", b"a", hashlib.sha256).hexdigest()[:8]

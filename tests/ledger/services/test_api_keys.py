@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
@@ -14,7 +14,7 @@ import pytest
 from ledger.conditions import Condition, NoEvent
 from ledger.decider import ORIGIN, Deciding, Origin
 from ledger.domain.api_keys import ApiKeyRefused, ApiKeyUsed, KeyReason
-from ledger.errors import CommandRefused, InvalidCommand, InvalidEvent
+from ledger.errors import CommandRefused, InvalidCommand, InvalidEvent, StoreUnavailable
 from ledger.event import Metadata, NewEvent, RecordedEvent
 from ledger.journal import Journal
 from ledger.security.api_keys import format_key, generate
@@ -176,6 +176,105 @@ async def test_a_revocation_holds_everywhere_at_once(ledger: Ledger, database_ur
         assert (await use(other, text_of(new))).accepted
 
 
+async def test_a_rotation_holds_in_a_process_that_missed_it(
+    ledger: Ledger, database_url: str, clock: Clock
+) -> None:
+    """Also where the process was told of a use that another one stored after the rotation."""
+    issued, once = await issue(ledger), Origin(command_id=uuid4())
+    key = text_of(issued)
+    async with a_ledger(database_url, clock) as other:
+        assert (await use(ledger, key)).accepted
+        await other.api_keys.rotate(key_id=issued.key_id, overlap=timedelta(minutes=10))
+        for service in (other, ledger):
+            used = await service.api_keys.use(presented=key, action="POST", origin=once)
+            assert used.accepted
+        clock.move(9 * 60)
+        assert (await use(ledger, key)).accepted
+        clock.move(60)
+        for service in (ledger, other):
+            assert (await use(service, key)).reason == KeyReason.EXPIRED
+
+
+class Slow(Journal):
+    """A journal whose first answer about a key is held back."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal.store, JournalInfo(journal.journal_id, journal.name, 0, START))
+        self.begun, self.go = asyncio.Event(), asyncio.Event()
+
+    async def read_stream(self, stream: str, after_version: int = 0) -> list[RecordedEvent]:
+        """Read, and wait the first time."""
+        found = await super().read_stream(stream, after_version)
+        if stream.startswith("apikey-") and not self.begun.is_set():
+            self.begun.set()
+            await self.go.wait()
+        return found
+
+
+async def test_a_use_by_old_knowledge_does_not_profit_from_newer(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """That another use was accepted after a rotation says nothing for one that has not seen it."""
+    issued = await issue(ledger)
+    journal = Slow(ledger.journal)
+    keys = ApiKeys(Deciding(journal))
+    slow = asyncio.create_task(keys.use(presented=text_of(issued), action="GET"))
+    await journal.begun.wait()
+    await ledger.api_keys.rotate(key_id=issued.key_id, overlap=timedelta(minutes=10))
+    assert (await keys.use(presented=text_of(issued), action="GET")).accepted
+    clock.move(600)
+    journal.go.set()
+    assert (await slow).reason == KeyReason.EXPIRED
+
+
+async def test_a_repeated_use_is_decided_by_what_holds_now(
+    ledger: Ledger, database_url: str
+) -> None:
+    """A command id opens nothing that is shut by now, and an old use is told from a new one."""
+    user_id, once = await owner(ledger), Origin(command_id=uuid4())
+    issued = await ledger.api_keys.issue(user_id=user_id, name="bot", rate_limit=1)
+    key = text_of(issued)
+    async with a_ledger(database_url, Clock()) as other:
+
+        async def repeat(service: Ledger) -> KeyUse:
+            return await service.api_keys.use(presented=key, action="GET", origin=once)
+
+        first, again = await repeat(other), await repeat(other)
+        assert (first.accepted, first.is_new, again.accepted, again.is_new) == (1, 1, 1, 0)
+        await ledger.users.deactivate(user_id=user_id)
+        assert (await repeat(other)).reason == KeyReason.USER_INACTIVE
+        await ledger.users.reactivate(user_id=user_id)
+        assert (await repeat(other)).accepted
+        await ledger.api_keys.revoke(key_id=issued.key_id)
+        for service in (other, ledger):
+            assert (await repeat(service)).reason == KeyReason.REVOKED
+
+
+class Repeating(Journal):
+    """A journal that repeats each append, as a store does whose commit had no answer."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal.store, JournalInfo(journal.journal_id, journal.name, 0, START))
+
+    async def append(
+        self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
+    ) -> Appended:
+        """Append twice."""
+        await super().append(events, *conditions)
+        return await super().append(events, *conditions)
+
+
+async def test_a_key_is_shown_where_the_store_repeated_itself(ledger: Ledger) -> None:
+    """It is the key that is stored, and nobody else has been shown it."""
+    user_id = await owner(ledger)
+    keys = ApiKeys(Deciding(Repeating(ledger.journal)))
+    issued = await keys.issue(user_id=user_id, name="bot")
+    rotated = await keys.rotate(key_id=issued.key_id, overlap=WINDOW)
+    for each in (issued, rotated):
+        used = await keys.use(presented=text_of(each), action="GET")
+        assert (used.accepted, used.is_new) == (True, True)
+
+
 class Noting(Journal):
     """A journal that notes the conditions of each append."""
 
@@ -247,6 +346,9 @@ async def test_a_repeated_command_is_stored_once(ledger: Ledger) -> None:
     new = await ledger.api_keys.rotate(key_id=first.key_id, overlap=WINDOW, origin=rotation)
     again = await ledger.api_keys.rotate(key_id=first.key_id, overlap=WINDOW, origin=rotation)
     assert (again.key_id, again.key) == (new.key_id, None)
+    assert new.appended
+    assert again.appended
+    assert again.appended.size == new.appended.size
     once = Origin(command_id=uuid4())
     for _ in range(2):
         used = await ledger.api_keys.use(presented=text_of(new), action="GET", origin=once)
@@ -374,6 +476,79 @@ async def test_many_sources_store_a_bounded_number_of_events(ledger: Ledger) -> 
     assert [each.count for each in found] == [1] * 7 + [33]
     assert found[-1].source is None
     assert 3 * KINDS_MAX <= 1000
+
+
+async def test_a_known_key_keeps_its_name_in_a_flood(ledger: Ledger) -> None:
+    """Beyond the number of kinds its refusals are still its own, up to a number of keys."""
+    refusals_of = Refusals(ledger.journal, singly_max=0, kinds_max=4, keys_max=2)
+    keys = [UUID(int=number) for number in range(3)]
+    for number in range(4):
+        await refusals_of.record(ApiKeyRefused(reason="unknown", source=f"{number}"), None)
+    for key_id in keys * 5:
+        refused = ApiKeyRefused(reason="revoked", key_id=key_id, source="another")
+        await refusals_of.record(refused, None)
+    await refusals_of.close()
+    found = [(each.key_id, each.count) for each in (await refusals(ledger))[4:]]
+    assert found == [(keys[0], 5), (keys[1], 5), (None, 5)]
+
+
+async def test_an_ipv6_network_is_one_source(ledger: Ledger) -> None:
+    """Whoever has 64 bits of addresses is counted once; IPv4 ones are told apart in any form."""
+    refusals_of = Refusals(ledger.journal, singly_max=0)
+    v6 = ("2001:db8::1", "2001:DB8::ffff:2", "2001:db8:0:1::1")
+    v4 = ("::ffff:192.0.2.1", "192.0.2.1", "::ffff:192.0.2.2")
+    for ip_address in (*v6, *v4):
+        metadata = Metadata(ip_address=ip_address)
+        await refusals_of.record(ApiKeyRefused(reason="unknown"), metadata)
+    await refusals_of.close()
+    counts = [each.count for each in await refusals(ledger)]
+    addresses = [each.metadata.ip_address for each in await read_all(ledger.journal)]
+    found = list(zip(addresses, counts, strict=True))
+    assert found == [(v6[1], 2), (v6[2], 1), (v4[1], 2), (v4[2], 1)]
+
+
+class Away(Journal):
+    """A journal whose database can be away."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__(journal.store, JournalInfo(journal.journal_id, journal.name, 0, START))
+        self.is_away = False
+
+    async def append(
+        self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
+    ) -> Appended:
+        """Append, if the database is there."""
+        if self.is_away:
+            raise StoreUnavailable("away")
+        return await super().append(events, *conditions)
+
+
+async def test_refusals_while_the_database_is_away_are_counted(
+    ledger: Ledger, clock: Clock
+) -> None:
+    """Whoever is refused is told of the error; each refusal is stored once, by itself later."""
+    journal = Away(ledger.journal)
+    refusals_of = Refusals(journal)
+    guess = ApiKeyRefused(reason="unknown")
+    journal.is_away = True
+    found = [await outcome(refusals_of.record(guess, None)) for _ in range(10)]
+    assert found == ["away"] * 3 + ["None"] * 7
+    clock.move(60)
+    assert await outcome(refusals_of.record(guess, None)) == "away"
+    journal.is_away = False
+    assert (await refusals_of.record(guess, None)) == Appended((1,))
+    clock.move(60)
+    await ledger.journal.wait(3, 10)
+    assert [each.count for each in await refusals(ledger)] == [10, 1, 1]
+    await refusals_of.close()
+
+
+async def outcome(recording: Awaitable[Appended | None]) -> str:
+    """Return what came of recording a refusal, or the error in words."""
+    try:
+        return str(await recording)
+    except StoreUnavailable as error:
+        return str(error)
 
 
 async def test_closing_stores_what_was_counted(database_url: str) -> None:

@@ -9,13 +9,15 @@ import statistics
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from pydantic import SecretStr, ValidationError
 
+from ledger.conditions import Condition
 from ledger.decider import Deciding, Origin
 from ledger.domain.users import (
     AccountLocked,
@@ -23,15 +25,20 @@ from ledger.domain.users import (
     LoginFailed,
     LoginReason,
     PasswordChanged,
+    RolesChanged,
     UserRegistered,
     name_digest,
     user_stream,
 )
 from ledger.errors import CommandRefused, InvalidCommand, Overloaded, TagTaken
 from ledger.event import Event, Metadata, NewEvent
+from ledger.journal import Journal
+from ledger.security.api_keys import digest_of
 from ledger.security.passwords import PasswordHasher, Passwords
-from ledger.services import Ledger
+from ledger.services import Ledger, open_ledger
 from ledger.services.users import Login, Users
+from ledger.settings import Settings
+from ledger.stores import Appended, JournalInfo
 from projections.database import Database
 from projections.groups import TRADING
 from projections.projector import Projector
@@ -143,7 +150,8 @@ async def test_a_repeated_registration_is_one(ledger: Ledger) -> None:
 async def test_what_cannot_be_a_login_leaves_no_event(ledger: Ledger) -> None:
     """Names and passwords that nobody can have are errors, the same for users and strangers."""
     await ledger.users.register(username="ann", password="secret")
-    for username, password in (("ann", ""), ("x", "y" * 1025), ("", "x"), ("a" * 256, "x")):
+    bad = (("ann", ""), ("x", "y" * 1025), ("", "x"), ("a" * 256, "x"), ("\ud800", "x"))
+    for username, password in bad:
         with pytest.raises(InvalidCommand):
             await ledger.users.login(username=username, password=password)
     with pytest.raises(InvalidCommand, match=r"RegisterUser\.password: must have 1 to 1024"):
@@ -192,7 +200,8 @@ async def test_a_lock_is_right_to_the_microsecond(ledger: Ledger, clock: Clock, 
         user_id=ann if name == "ann" else None,
         locked_until=until,
         reason="5 failed logins",
-        username=None if name == "ann" else "nobody",
+        username=None if name == "ann" else "no…",
+        name_digest=None if name == "ann" else name_digest("nobody"),
     )
 
 
@@ -215,11 +224,17 @@ async def test_locking_and_unlocking_by_hand(ledger: Ledger, clock: Clock) -> No
 
 
 async def test_a_stranger_cannot_be_told_from_a_user(database_url: str) -> None:
-    """The same kinds of events in the same number, and the same time within a factor of two."""
+    """The same kinds of events in the same number, and the same time within a factor of two.
+
+    That holds for a user who is deactivated, too.
+    """
     hasher = PasswordHasher()
-    async with a_ledger(database_url, hasher=hasher, login_failures_max=1000) as ledger:
+    async with a_ledger(database_url, hasher=hasher, login_failures_max=100) as ledger:
         ann = (await ledger.users.register(username="ann", password="secret")).user_id
-        seconds: dict[str, list[float]] = {"ann": [], "nobody": []}
+        bob = (await ledger.users.register(username="bob", password="secret")).user_id
+        await ledger.users.deactivate(user_id=bob)
+        begin = await ledger.journal.size()
+        seconds: dict[str, list[float]] = {"ann": [], "bob": [], "nobody": []}
         for _ in range(9):
             for name, times in seconds.items():
                 begun = time.perf_counter()
@@ -227,12 +242,87 @@ async def test_a_stranger_cannot_be_told_from_a_user(database_url: str) -> None:
                 times.append(time.perf_counter() - begun)
                 assert (login.user_id, login.reason) == (None, LoginReason.WRONG_PASSWORD)
         streams: dict[str, list[str]] = {}
-        for recorded in (await read_all(ledger.journal))[1:]:
+        for recorded in await read_all(ledger.journal, begin):
             streams.setdefault(recorded.stream, []).append(recorded.type)
-    assert set(streams) == {user_stream(ann), f"login-{name_digest('nobody')}"}
-    assert list(streams.values()) == [["LoginAttempted", "LoginFailed"] * 9] * 2
-    ratio = statistics.median(seconds["ann"]) / statistics.median(seconds["nobody"])
-    assert 0.5 < ratio < 2
+    stranger = f"login-{name_digest('nobody')}"
+    assert set(streams) == {user_stream(ann), user_stream(bob), stranger}
+    assert list(streams.values()) == [["LoginAttempted", "LoginFailed"] * 9] * 3
+    for name in ("ann", "bob"):
+        ratio = statistics.median(seconds[name]) / statistics.median(seconds["nobody"])
+        assert 0.5 < ratio < 2
+
+
+async def test_strangers_are_counted_under_one_key(database_url: str, clock: Clock) -> None:
+    """Processes with the same LEDGER_NAME_KEY meet in one stream, which the key alone can name."""
+    key = "a key that is long enough"
+    settings = settings_for(database_url).model_copy(update={"name_key": SecretStr(key)})
+    passwords = Passwords(PasswordHasher(**CHEAP))
+    async with (
+        open_ledger(settings, clock=clock, passwords=passwords) as one,
+        open_ledger(settings, clock=clock, passwords=passwords) as two,
+    ):
+        for service in (one, two, one, two, one):
+            assert (await wrong(service, "Nobody")).reason == LoginReason.WRONG_PASSWORD
+        assert (await wrong(two, "nobody ")).reason == LoginReason.LOCKED
+        assert (await two.api_keys.use(presented="x", action="GET")).reason == "malformed"
+        events = await read_all(one.journal)
+    assert events[-1].event.presented == digest_of("x", key.encode())  # type: ignore[attr-defined]
+    assert {each.stream for each in events[:-1]} == {f"login-{name_digest('nobody', key.encode())}"}
+    assert not [each for each in events if b"obody" in each.body]
+    with pytest.raises(ValidationError):
+        Settings.model_validate({"name_key": "too short"})
+
+
+async def test_the_bound_on_failures_leaves_room_for_their_burial(
+    database_url: str, clock: Clock
+) -> None:
+    """Whatever number of attempts died, the account is only locked, and can be unlocked."""
+    with pytest.raises(ValidationError):
+        settings_for(database_url, login_failures_max=101)
+    async with a_ledger(database_url, clock, login_failures_max=100) as ledger:
+        ann = (await ledger.users.register(username="ann", password="secret")).user_id
+        ends = clock.now + timedelta(seconds=30)
+        died = [
+            NewEvent(LoginAttempted(user_id=ann, attempt_id=uuid4(), expires_at=ends))
+            for _ in range(1000)
+        ]
+        await ledger.journal.append(died)
+        clock.move(30)
+        assert (await right(ledger)).reason == LoginReason.LOCKED
+        await ledger.users.unlock(user_id=ann)
+        assert (await right(ledger)).succeeded
+
+
+class Late(Journal):
+    """A journal in which somebody else changes the user first, and time passes, before a lock."""
+
+    def __init__(self, journal: Journal, clock: Clock) -> None:
+        super().__init__(journal.store, JournalInfo(journal.journal_id, journal.name, 0, START))
+        self.clock = clock
+        self.is_late = False
+
+    async def append(
+        self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
+    ) -> Appended:
+        """Let that happen once, then append."""
+        listed = (events,) if isinstance(events, NewEvent) else tuple(events)
+        locks = [each.event for each in listed if isinstance(each.event, AccountLocked)]
+        if locks and locks[0].user_id and not self.is_late:
+            self.is_late = True
+            self.clock.move(25)
+            await super().append(NewEvent(RolesChanged(user_id=locks[0].user_id, roles=("r",))))
+        return await super().append(events, *conditions)
+
+
+async def test_a_lock_begins_when_it_is_stored(ledger: Ledger, clock: Clock) -> None:
+    """A login that has to be decided anew is so at the time it is by then."""
+    await ledger.users.register(username="ann", password="secret")
+    passwords = Passwords(PasswordHasher(**CHEAP))
+    users = Users(Deciding(Late(ledger.journal, clock)), passwords)
+    logins = [await users.login(username="ann", password="wrong") for _ in range(5)]
+    assert clock.now == START + timedelta(seconds=25)
+    assert logins[-1].locked_until == clock.now + timedelta(seconds=900)
+    passwords.close()
 
 
 class Held(PasswordHasher):

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 from uuid_utils.compat import uuid7
 
-from ledger.decider import Origin
+from ledger.deciding import Origin
 from ledger.domain.orders import Action, OrderType
 from ledger.errors import CommandRefused, JournalExists, LedgerError
 from ledger.event import Amount, Metadata, VenueAmount

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.conditions import Condition, ExpectedVersion
-from ledger.decider import Origin
+from ledger.deciding import Origin
 from ledger.domain.marks import PriceMarked
 from ledger.domain.orders import (
     OrderCancelRequested,

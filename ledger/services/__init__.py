@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 
-from ledger.decider import Deciding
+from ledger.deciding import Deciding
 from ledger.journal import Journal, open_journal
 from ledger.security.passwords import Passwords
 from ledger.services.api_keys import ApiKeys

@@ -12,7 +12,7 @@ import msgspec
 from uuid_utils.compat import uuid7
 
 from ledger.conditions import AtMost, Condition, ExpectedVersion, NoEvent
-from ledger.decider import ORIGIN, Deciding, Origin
+from ledger.deciding import ORIGIN, Deciding, Origin
 from ledger.domain.api_keys import (
     KEY,
     RATE_WINDOW,

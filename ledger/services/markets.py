@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from ledger.decider import ORIGIN, Deciding, Origin
+from ledger.deciding import ORIGIN, Deciding, Origin
 from ledger.domain.marks import MarkPrice, PriceMarked, decide
 from ledger.services.orders import AnyAmount
 from ledger.stores import Appended

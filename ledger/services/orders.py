@@ -14,7 +14,7 @@ from uuid_utils.compat import uuid7
 
 from ledger.codec import encode_event
 from ledger.conditions import Condition, NoEvent
-from ledger.decider import ORIGIN, Deciding, Guard, Origin
+from ledger.deciding import ORIGIN, Deciding, Guard, Origin
 from ledger.domain.order_commands import (
     ORDERS,
     AnyOrderCommand,

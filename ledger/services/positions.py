@@ -8,7 +8,7 @@ from uuid import UUID
 import msgspec
 
 from ledger.conditions import NoEvent
-from ledger.decider import ORIGIN, Deciding, Origin
+from ledger.deciding import ORIGIN, Deciding, Origin
 from ledger.domain.positions import (
     MOVING,
     BookDecider,

@@ -10,7 +10,7 @@ import msgspec
 from uuid_utils.compat import uuid7
 
 from ledger.conditions import ExpectedVersion, NoEvent
-from ledger.decider import ORIGIN, Deciding, Done, Origin
+from ledger.deciding import ORIGIN, Deciding, Done, Origin
 from ledger.domain.users import (
     USER,
     AccountLocked,

@@ -14,7 +14,7 @@ import pytest
 
 import ledger.domain.api_keys
 import ledger.domain.users
-from ledger.decider import Origin
+from ledger.deciding import Origin
 from ledger.domain.api_keys import ApiKeyUsed
 from ledger.domain.orders import (
     Action,

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from ledger.conditions import Condition, NoEvent
-from ledger.decider import ORIGIN, Deciding, Origin
+from ledger.deciding import ORIGIN, Deciding, Origin
 from ledger.domain.api_keys import ApiKeyRefused, ApiKeyUsed, KeyReason
 from ledger.errors import CommandRefused, InvalidCommand, InvalidEvent, StoreUnavailable
 from ledger.event import Metadata, NewEvent, RecordedEvent

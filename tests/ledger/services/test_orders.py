@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from ledger.decider import Origin
+from ledger.deciding import Origin
 from ledger.domain.order_commands import Raw
 from ledger.domain.orders import (
     Action,

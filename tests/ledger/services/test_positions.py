@@ -10,7 +10,7 @@ from uuid import UUID, uuid4, uuid5
 import pytest
 
 from ledger.conditions import NoEvent
-from ledger.decider import Deciding, Origin
+from ledger.deciding import Deciding, Origin
 from ledger.domain.orders import Action, OrderFilled, position_tag
 from ledger.domain.positions import MOVING, PositionLiquidated, ProtectionSet
 from ledger.errors import CommandRefused, Contended, EventIdConflict, InvalidCommand

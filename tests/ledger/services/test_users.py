@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from ledger.conditions import Condition
-from ledger.decider import Deciding, Origin
+from ledger.deciding import Deciding, Origin
 from ledger.domain.users import (
     AccountLocked,
     LoginAttempted,

@@ -9,7 +9,8 @@ from uuid import uuid4
 import pytest
 
 from ledger.conditions import NoEvent
-from ledger.decider import Command, Decider, Deciding, Origin
+from ledger.decider import Command, Decider
+from ledger.deciding import Deciding, Origin
 from ledger.errors import CommandRefused, Contended, InvalidCommand
 from ledger.event import Amount, Event, Metadata, NewEvent
 from ledger.journal import Journal

@@ -222,9 +222,7 @@ AMENDMENTS = (OrderReplaced, OrderRestated)
 
 def _books(event: Event) -> Iterable[str]:
     """Name the books whose open cycle the fold of `event` may look up."""
-    if isinstance(event, PositionEvent):
-        return (*event.tags(), _explicit_book(event.position_id))
-    return event.tags() if isinstance(event, Execution) else ()
+    return event.tags() if isinstance(event, Execution | PositionEvent) else ()
 
 
 def _explicit_book(position_id: UUID) -> str:

@@ -29,8 +29,10 @@ MUTATED = ("ledger/domain/*.py", "projections/orders.py", "projections/positions
 TESTS = (
     "tests/ledger/domain",
     "tests/projections/test_fold.py",
+    "tests/projections/test_order_rows.py",
     "tests/projections/test_order_states.py",
     "tests/projections/test_position_attributes.py",
+    "tests/projections/test_position_rows.py",
     "tests/projections/test_reference_data.py",
 )
 KILLED_MIN = 0.9

@@ -229,6 +229,7 @@ async def test_lobster(
     assert _flags(submitted) == {"restated": expected["messages"]["2"] - 1}
     assert _flags(order for order in orders if order.order_type is None) == {
         "unknown_order:OrderFilled": _anomaly(expected, 4),
+        "fill_without_position": _anomaly(expected, 4),
         "unknown_order:OrderCancelled": _anomaly(expected, 3),
         "unknown_order:OrderRestated": _anomaly(expected, 2),
         "restated": 1,

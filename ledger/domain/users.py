@@ -90,6 +90,9 @@ class LoginReason(StrEnum):
     EXPIRED = "expired"
 
 
+UNCHECKED = frozenset({LoginReason.LOCKED, LoginReason.TOO_MANY})
+"""Failures of logins that were refused before any check."""
+
 UNCOUNTED = frozenset(
     {LoginReason.LOCKED, LoginReason.INACTIVE, LoginReason.TOO_MANY, LoginReason.EXPIRED}
 )
@@ -207,8 +210,15 @@ class LoginFailed(Event):
         return self.reason not in UNCOUNTED
 
     def stream(self) -> str:
-        """Name the user's stream, or that of the name that does not exist."""
-        return login_stream(self.user_id, self.username, self.name_digest)
+        """Name the user's stream, or that of the name that does not exist.
+
+        What was refused without a check has a stream beside it: nobody decides by it, and a flood
+        of refusals must not keep the logins that are being checked from being stored.
+        """
+        own = login_stream(self.user_id, self.username, self.name_digest)
+        if self.reason not in UNCHECKED:
+            return own
+        return f"login-refused-{own.removeprefix('user-').removeprefix('login-')}"
 
 
 class AccountLocked(Event, kw_only=True):

@@ -137,16 +137,25 @@ def test_a_name_that_nobody_has_is_masked() -> None:
     """It may be a password: the first two characters of a longer one are enough to see that."""
     assert [masked(name) for name in ("", "abcd", "abcde")] == ["…", "…", "ab…"]
     command = ClaimLogin(username="abcde", attempt_id=ID, now=NOW)
-    for event in (*decide(command, User()), command.failed(LoginReason.LOCKED), command.lock()):
+    for event in (*decide(command, User()), command.failed(LoginReason.EXPIRED), command.lock()):
         assert (event.username, event.name_digest) == ("ab…", name_digest("abcde"))  # type: ignore[attr-defined]
         assert event.stream() == command.stream == f"login-{name_digest('abcde')}"
     keyed = msgspec.structs.replace(command, name_digest="digest")
-    for event in (*decide(keyed, User()), keyed.failed(LoginReason.LOCKED), keyed.lock()):
+    for event in (*decide(keyed, User()), keyed.failed(LoginReason.EXPIRED), keyed.lock()):
         assert event.stream() == keyed.stream == "login-digest"
     known = msgspec.structs.replace(keyed, user_id=ID)
     assert known.failed(LoginReason.LOCKED) == LoginFailed(
         username="abcde", user_id=ID, reason="locked", attempt_id=ID
     )
+
+
+@pytest.mark.parametrize("reason", [LoginReason.LOCKED, LoginReason.TOO_MANY])
+def test_what_is_refused_unchecked_has_a_stream_beside(reason: LoginReason) -> None:
+    """A flood of it changes nothing in the stream by which logins are decided."""
+    stranger = ClaimLogin(username="x", attempt_id=ID, now=NOW, name_digest="digest")
+    known = msgspec.structs.replace(stranger, user_id=ID)
+    assert stranger.failed(reason).stream() == "login-refused-digest"
+    assert known.failed(reason).stream() == f"login-refused-{ID}"
 
 
 def test_events_name_their_streams_and_tags() -> None:

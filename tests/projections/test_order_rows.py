@@ -73,6 +73,14 @@ def test_the_first_fill_of_an_unplaced_order_stands_for_its_terms() -> None:
     assert row_after(fill(4, user_id=OTHER)).user_id is None
 
 
+def test_the_first_user_of_an_unplaced_order_stays() -> None:
+    """A later fill of somebody else is counted as other terms and takes nothing over."""
+    events = [UserRegistered(user_id=each, username=str(each)) for each in (USER, OTHER)]
+    row = folded([*events, fill(4), fill(1, "2", user_id=OTHER)]).rows(Order).get(ORDER)
+    assert row is not None
+    assert parts(row.user_id, row.flags["other_terms"]) == [USER, 1]
+
+
 @pytest.mark.parametrize("action", Action)
 def test_a_coarser_fill_keeps_the_places_of_the_finer_one(action: Action) -> None:
     """Raw amounts of either side have the places of the most exact fill, not of the last."""

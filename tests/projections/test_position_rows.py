@@ -46,6 +46,14 @@ def row_after(*events: Event) -> Position:
     return one_row([REGISTERED, *events], Position)
 
 
+def test_a_closed_cycle_says_at_which_size_it_closed() -> None:
+    """That is the journal's size with the event that closed it; an open one has none."""
+    opening = fill(1)
+    assert row_after(opening).closed_size is None
+    closing = fill(1, "2", action=Action.SELL)
+    assert row_after(opening, closing).closed_size == len((REGISTERED, opening, closing))
+
+
 @pytest.mark.parametrize("size", ["0.5", "1"])
 @pytest.mark.parametrize(("side", "mark"), [(1, "9"), (1, "11"), (-1, "9"), (-1, "11")])
 def test_levels_of_the_smallest_positions(size: str, side: int, mark: str) -> None:

@@ -147,6 +147,8 @@ def test_bounds_are_inclusive() -> None:
         issue(rate_limit=limit, expires_at=NOW + TICK)
     issue(expires_at=None)
     assert rotate(successor_expires_at=NOW + TICK).overlap == timedelta(0)
+    long = timedelta(days=366 * 2500)
+    assert rotate(overlap=long).overlap == long
     assert timedelta(seconds=60) == RATE_WINDOW
 
 

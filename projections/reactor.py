@@ -162,6 +162,9 @@ class Reactor:
         fresh: dict[str, list[Mark]] = defaultdict(list)
         for token, marks in self._marks.items():
             fresh[token] = [mark for mark in marks if _time_of(mark[0]) >= oldest]
+            for recorded, _ in marks[: len(marks) - len(fresh[token])]:
+                because = f"what it concerns in {token} kept moving until it was stale"
+                self._report_once(Reaction("gave up on mark", recorded.event_id, because))
         for recorded in events:
             event, at = recorded.event, _time_of(recorded)
             if not isinstance(event, PriceMarked):

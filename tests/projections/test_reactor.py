@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 import sqlalchemy as sa
 
+from ledger.conditions import Condition
 from ledger.domain.marks import PriceMarked
 from ledger.domain.orders import (
     Action,
@@ -35,6 +36,7 @@ from ledger.errors import EventExists, StoreUnavailable
 from ledger.event import Amount, Event, NewEvent, RecordedEvent, VenueAmount
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
+from ledger.stores import Appended
 from ledger.stores.turns import turn
 from projections import protection
 from projections.database import Database
@@ -46,7 +48,7 @@ from projections.protection import Tables
 from projections.reactor import Reaction, Reactor
 from projections.replaying import fold_prefix
 from projections.verification import verify
-from tests.ledger.support import ROOT, environment
+from tests.ledger.support import ROOT, Clock, environment
 from tests.projections.support import an_id
 
 USER = an_id("trader")
@@ -539,6 +541,38 @@ async def test_a_busy_book_keeps_no_other_waiting(desk: Desk) -> None:
         quiet.position_id,
         busy.position_id,
     }
+
+
+class BusyJournal(Journal):
+    """A journal in which the position always moves just before a closing order is appended."""
+
+    async def append(
+        self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
+    ) -> Appended:
+        """Append, but after a fill of the position that is to be closed."""
+        new = [events] if isinstance(events, NewEvent) else events
+        for each in new:
+            if isinstance(each.event, OrderPlaced) and each.event.closes_position_id:
+                await Desk(self, None).trade(BUY, "0.01", order_id=uuid4())  # type: ignore[arg-type]
+        return await super().append(events, *conditions)
+
+
+async def test_a_mark_that_could_not_be_acted_on_is_said(settings: Settings) -> None:
+    """A crossing is tried until its mark is stale; that it was given up does not go unseen."""
+    clock = Clock()
+    async with open_journal(settings, clock=clock) as opened, Database(settings) as database:
+        [info] = await opened.store.journals()
+        desk = Desk(BusyJournal(opened.store, info), database)
+        await desk.open()
+        mark = await desk.mark("80")
+        for _ in range(2):
+            assert await desk.reactor.advance()
+        assert desk.reactions == []
+        clock.move(61)
+        await desk.react()
+        [given_up] = desk.reactions
+        assert (given_up.what, given_up.subject) == ("gave up on mark", mark)
+        assert await desk.closing() == []
 
 
 async def test_a_mark_from_the_future_silences_nothing(desk: Desk) -> None:

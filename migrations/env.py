@@ -9,7 +9,7 @@ from alembic import context
 from sqlalchemy import Connection, pool
 
 import ledger.schema
-import projections.checkpoints
+import projections.bookkeeping
 import projections.groups  # noqa: F401 - declares the read tables
 from ledger.engine import make_engine
 from ledger.settings import Settings, async_url

@@ -57,7 +57,7 @@ class ApiKey(TimedModel):
         return self.is_valid and permission in self.permissions
 
 
-api_keys = Projection(ApiKey)
+api_keys = Projection(ApiKey, looks_up=["users"])
 
 
 @api_keys.on(ApiKeyIssued)

@@ -8,21 +8,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.errors import LedgerError
-from ledger.schema import metadata
-from ledger.sqltypes import OFFSET, UtcTimestamp
+from projections.bookkeeping import checkpoints
 from projections.dialects import insert
 from projections.fold import Group
 
-checkpoints = sa.Table(
-    "checkpoints",
-    metadata,
-    sa.Column("journal_id", OFFSET, primary_key=True, autoincrement=False),
-    sa.Column("group_name", sa.String(100), primary_key=True),
-    sa.Column("size", OFFSET, nullable=False),
-    sa.Column("fold_version", sa.String(100), nullable=False),
-    sa.Column("updated_at", UtcTimestamp(), nullable=False),
-    sa.CheckConstraint("size >= 0", name="size"),
-)
 _columns = checkpoints.c
 
 

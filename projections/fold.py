@@ -5,7 +5,7 @@ Projecting live, replaying, verifying and rebuilding all call `Group.fold`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from decimal import localcontext
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,24 @@ class Group:
         self.name = name
         self.projections = projections
         self.fold_version = fold_version
+
+    def only(self, tables: Iterable[str]) -> Group:
+        """Return the part of the group that these tables and all that they look up make.
+
+        Its fold gives the very same rows: what is left out was never looked at.
+        """
+        wanted, by_name = list(tables), {each.name: each for each in self.projections}
+        for name in wanted:
+            wanted += [other for other in by_name[name].looks_up if other not in wanted]
+        part = (each for each in self.projections if each.name in wanted)
+        return Group(self.name, *part, fold_version=self.fold_version)
+
+    def at(self, names: Mapping[str, str]) -> Group:
+        """Return the same group with some tables elsewhere: their names by the usual ones."""
+        moved = (
+            each.at(names[each.name]) if each.name in names else each for each in self.projections
+        )
+        return Group(self.name, *moved, fold_version=self.fold_version)
 
     def state(self, journal_id: int, journal_name: str) -> State:
         """Return the state before the first event."""

@@ -217,7 +217,7 @@ def _slippage(row: Order, average: Decimal | None) -> Decimal | None:
     return side * (average - reference) / reference * BASIS_POINTS
 
 
-orders = Projection(Order, derived=_derived)
+orders = Projection(Order, looks_up=["users", "positions"], derived=_derived)
 
 
 @orders.on(OrderPlaced)

@@ -250,6 +250,7 @@ def _orders_at_work(event: Event) -> Iterable[UUID]:
 
 positions = Projection(
     Position,
+    looks_up=["users", "orders"],
     # The book is last: by it the open cycle must be found, whatever else is in memory.
     aliases=[
         Alias("position_id", _cycles),

@@ -133,8 +133,8 @@ def _books(event: Event) -> Iterable[str]:
     return event.tags() if isinstance(event, Execution | PositionLiquidated) else ()
 
 
-book_balances = Projection(BookBalance, aliases=[Alias("book", _books)])
-postings = Projection(Posting, append_only=True)
+book_balances = Projection(BookBalance, looks_up=["postings"], aliases=[Alias("book", _books)])
+postings = Projection(Posting, looks_up=["book_balances"], append_only=True)
 """Its rows are made together with the balances, from which they follow."""
 
 

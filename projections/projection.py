@@ -7,13 +7,15 @@ loads and writes them batch by batch, a replay begins with none and keeps them a
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from decimal import Decimal
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar, cast
 from uuid import UUID
 
 import msgspec
-from sqlalchemy import ColumnElement
+from sqlalchemy import ColumnElement, MetaData, Table
+from sqlalchemy.sql.visitors import replacement_traverse
 
 from ledger.event import Event, RecordedEvent
 from ledger.sqltypes import ExactNumeric
@@ -37,18 +39,31 @@ class Alias(msgspec.Struct, frozen=True):
     wanted: Callable[[Event], Iterable[Hashable]]
     where: ColumnElement[bool] | None = None
 
+    def at(self, table: Table, other: Table) -> Alias:
+        """Return the same for a table of the same columns."""
+        if self.where is None:
+            return self
+
+        def moved(part: Any, **_: Any) -> Any:
+            return other.c[part.key] if getattr(part, "table", None) is table else None
+
+        where: Any = replacement_traverse(cast("Any", self.where), {}, moved)
+        return msgspec.structs.replace(self, where=where)
+
 
 class Projection(Generic[Model]):
     """One read table and its fold.
 
-    `derived` returns the exact values of the columns that people read; they are quantised when a
-    row leaves the fold, so they are never state. Rows of an `append_only` table never change.
+    `looks_up` names the other tables of the group whose rows the fold looks at. `derived` returns
+    the exact values of the columns that people read; they are quantised when a row leaves the fold,
+    so they are never state. Rows of an `append_only` table never change.
     """
 
     def __init__(
         self,
         model: type[Model],
         *,
+        looks_up: Sequence[str] = (),
         aliases: Sequence[Alias] = (),
         derived: Callable[[Model], dict[str, Decimal | None]] | None = None,
         append_only: bool = False,
@@ -59,6 +74,7 @@ class Projection(Generic[Model]):
         self.columns = tuple(self.table.columns.keys())
         self.key = next(c.name for c in self.table.primary_key if c.name != "journal_id")
         self.row = row_type(model)
+        self.looks_up = tuple(looks_up)
         self.aliases = tuple(aliases)
         self.append_only = append_only
         self.handlers: dict[type[Event], Handler] = {}
@@ -77,6 +93,13 @@ class Projection(Generic[Model]):
             return handler
 
         return register
+
+    def at(self, name: str) -> Self:
+        """Return the same projection, which keeps its rows in the table called `name`."""
+        other = copy.copy(self)
+        other.table = self.table.to_metadata(MetaData(), name=name)
+        other.aliases = tuple(each.at(self.table, other.table) for each in self.aliases)
+        return other
 
     def wanted(self, event: Event) -> Hashable:
         """Return the key of the row which folds of `event` may look up, None if there is none."""

@@ -138,7 +138,9 @@ class SecurityAuditLog(ReadModel):
     )
 
 
-security_audit_logs = Projection(SecurityAuditLog, append_only=True)
+security_audit_logs = Projection(
+    SecurityAuditLog, looks_up=["users", *OWNERS.values()], append_only=True
+)
 
 
 @security_audit_logs.on(*ACTIONS)

@@ -48,9 +48,13 @@ async def _load(
         rows.put(rows.projection.row(*record))
 
 
-async def write(connection: AsyncConnection, group: Group, state: State) -> None:
-    """Write the changed rows, referenced tables first."""
+async def write(
+    connection: AsyncConnection, group: Group, state: State, only: Collection[str] | None = None
+) -> None:
+    """Write the changed rows (of the tables `only`, if given), referenced tables first."""
     for projection in group.projections:
+        if only is not None and projection.name not in only:
+            continue
         changed = [values_of(row) for row in group.changed(state, projection.name)]
         if changed:
             await connection.execute(_upsert(projection, connection.dialect), changed)

@@ -14,7 +14,7 @@ from ledger.domain.users import UserRegistered
 from ledger.errors import SchemaMissing
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
-from projections import checkpoints
+from projections import bookkeeping
 from projections.checkpoints import FoldChanged
 from projections.database import Database
 from projections.fold import Group
@@ -113,7 +113,7 @@ async def test_a_database_without_tables_is_named(sqlite_url: str) -> None:
     settings = Settings(database_url=sqlite_url)
     async with open_journal(settings) as journal, Database(settings) as database:
         async with database.transaction() as connection:
-            await connection.run_sync(checkpoints.checkpoints.drop)
+            await connection.run_sync(bookkeeping.checkpoints.drop)
         with pytest.raises(SchemaMissing, match="ledger migrate"):
             await Projector(database, journal, MARKS).catch_up()
 

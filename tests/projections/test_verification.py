@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.errors import LedgerError
 from ledger.journal import Journal
 from ledger.sqltypes import ExactNumeric, UtcTimestamp
-from projections.checkpoints import checkpoints
+from projections.bookkeeping import checkpoints
 from projections.database import Database
 from projections.groups import GROUPS, MARKS, TABLES
 from projections.projection import Projection

@@ -44,10 +44,10 @@ class Alias(msgspec.Struct, frozen=True):
         if self.where is None:
             return self
 
-        def moved(part: Any, **_: Any) -> Any:
+        def moved(part: Any) -> Any:
             return other.c[part.key] if getattr(part, "table", None) is table else None
 
-        where: Any = replacement_traverse(cast("Any", self.where), {}, moved)
+        where = cast("Any", replacement_traverse)(self.where, {}, lambda part, **_: moved(part))
         return msgspec.structs.replace(self, where=where)
 
 

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -115,6 +116,25 @@ def _flush(code: str | int | None) -> str | int | None:
             print(f"cannot print: {error.strerror}", file=sys.stderr)
             return ENVIRONMENT
     return code
+
+
+@contextlib.contextmanager
+def folding(total: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Show on standard error how many events are folded, if it takes more than a second."""
+    bar = progress_bar("events")
+    task = bar.add_task("folding", total=total)
+    started = monotonic()
+
+    def advanced(events: int) -> None:
+        bar.advance(task, events)
+        if monotonic() - started > 1:
+            bar.start()
+
+    try:
+        yield advanced
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def progress_bar(unit: str) -> Progress:

@@ -5,6 +5,7 @@ Each message says what was wrong, where, and what to do about it.
 
 from __future__ import annotations
 
+from typing import Any, Self
 from uuid import UUID
 
 
@@ -16,6 +17,16 @@ class LedgerError(Exception):
     """
 
     exit_code = 2
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let another process have the error with its text and fields, whatever made it."""
+        return type(self)._restored, (self.args, self.__dict__)
+
+    @classmethod
+    def _restored(cls, args: tuple[object, ...], fields: dict[str, object]) -> Self:
+        error = cls.__new__(cls, *args)
+        error.__dict__.update(fields)
+        return error
 
 
 class InvalidEvent(LedgerError):

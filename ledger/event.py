@@ -61,10 +61,15 @@ class Event(
     """
 
     schema_version: ClassVar[int] = 1
+    kind: ClassVar[type[Any]]
+    """The event type itself, also of objects of a class that a lens has made of it."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         """Register the type under its class name."""
         super().__init_subclass__(**options)
+        if "kind" in cls.__dict__:
+            return
+        cls.kind = cls
         known = _registry.get(cls.__name__)
         if known is not None and known.__module__ != cls.__module__:
             raise TypeError(f"event type {cls.__name__} is defined twice, first in {known}")
@@ -159,7 +164,11 @@ def event_types() -> dict[str, type[Event]]:
 
     A type that others inherit from is abstract and not among them.
     """
-    return {name: known for name, known in _registry.items() if not known.__subclasses__()}
+    return {name: known for name, known in _registry.items() if not _is_abstract(known)}
+
+
+def _is_abstract(known: type[Event]) -> bool:
+    return any(below.kind is not known for below in known.__subclasses__())
 
 
 def utc(moment: datetime) -> datetime:

@@ -6,7 +6,10 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+
+import msgspec
 
 import ledger.domain  # noqa: F401 - registers the event types, which reading needs
 from ledger.codec import decode_bodies, decode_metadata
@@ -19,6 +22,7 @@ from ledger.errors import (
     StoreUnavailable,
 )
 from ledger.event import NewEvent, RecordedEvent
+from ledger.lens import Lens
 from ledger.prepare import prepare
 from ledger.settings import Settings
 from ledger.stores import (
@@ -32,12 +36,12 @@ from ledger.stores import (
     StoredEvent,
 )
 from ledger.stores.opening import open_store
+from ledger.stores.wakeups import Wakeups
 
 BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 RESOLVED_AT_ONCE = 50
 CHUNK_SIZE = 1000
-POLL_SECONDS = 0.05
 
 _Waiting = tuple[PreparedAppend, "asyncio.Future[Appended]"]
 
@@ -146,6 +150,43 @@ class Journal:
         async for chunk in chunks:
             yield _decoded(chunk)
 
+    async def read_but(self, ignored: Sequence[str], start: int, stop: int) -> list[RecordedEvent]:
+        """Return the events with start <= offset < stop but those of ignored types, in order.
+
+        The journal must hold them all: StoreUnavailable where the server that answers does not yet.
+        Raises StoredEventInvalid at an event that this program cannot decode.
+        """
+        found = await self.store.read(self.journal_id, start, stop, ignored)
+        # The last one is never ignored; if it is there, all before it are.
+        if start < stop and (not found or found[-1].offset != stop - 1):
+            raise self._behind(start, stop)
+        return _decoded(found)
+
+    def _behind(self, start: int, stop: int) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the server does not hold all events from offset {start} to {stop - 1} of journal "
+            f"{self.name!r}: it is behind another one that was asked before, or the journal was "
+            "damaged"
+        )
+
+    async def read_lens(self, lens: Lens, start: int, stop: int) -> list[RecordedEvent]:
+        """Return what a lens sees of the events with start <= offset < stop.
+
+        The journal must hold them all: StoreUnavailable where the server that answers does not yet.
+        Raises StoredEventInvalid at an event that this program cannot decode.
+        """
+        packed = await self.store.read_packed(
+            self.journal_id, start, stop, lens.ignored, envelope=lens.envelope
+        )
+        if packed.count < stop - start:
+            raise self._behind(start, stop)
+        try:
+            return lens.decode(packed)
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):
+            async for _ in self.read_chunks(start, stop):
+                pass  # raises where the bad one lies
+            raise
+
     async def _all_chunks(
         self, start: int, stop: int, chunk_size: int
     ) -> AsyncIterator[list[StoredEvent]]:
@@ -215,10 +256,14 @@ class Journal:
 
         Raises TimeoutError after `timeout_seconds`.
         """
-        async with asyncio.timeout(timeout_seconds):
-            while (seen := await self.size()) < size:  # noqa: ASYNC110 - others append too
-                await asyncio.sleep(POLL_SECONDS)
+        async with asyncio.timeout(timeout_seconds), self.wakeups() as wakeups:
+            while (seen := await self.size()) < size:
+                await wakeups.wait()
         return seen
+
+    def wakeups(self) -> AbstractAsyncContextManager[Wakeups]:
+        """Give what wakes up when the journal may have grown; look at it after each wait."""
+        return self.store.wakeups(self.journal_id)
 
     async def flush(self) -> None:
         """Wait until everything queued so far is stored or refused."""

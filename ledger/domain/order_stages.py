@@ -37,6 +37,8 @@ from ledger.domain.orders import (
     OrderTriggered,
 )
 
+_ZERO = Decimal(0)
+
 PENDING, PARTIALLY_FILLED, EXECUTED = "pending", "partially_filled", "executed"
 FAILED, CANCELLED, EXPIRED = "failed", "cancelled", "expired"
 STATUSES = (PENDING, PARTIALLY_FILLED, EXECUTED, FAILED, CANCELLED, EXPIRED)
@@ -251,7 +253,7 @@ def reaches(
 
     `filled` and `quantity` are in the token, `notional` and `amount` in the quote currency.
     """
-    if filled <= 0:
+    if filled <= _ZERO:
         return False
     if quantity is not None:
         return filled >= quantity

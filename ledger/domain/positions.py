@@ -6,10 +6,11 @@ book carry its tag. Each of its cycles, from flat to flat, is a position with an
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from decimal import Decimal, localcontext
 from typing import assert_never
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import msgspec
 
@@ -26,7 +27,8 @@ from ledger.event import CONTEXT, Amount, Event, RecordedEvent, VenueAmount
 
 IDS = UUID("6f1c1d8e-52a5-5b0c-9d3f-0d4a4ad1c9f7")
 """The namespace of the ids of cycles."""
-DERIVED = 8
+_VERSION_AND_VARIANT = 0xF << 76 | 0b11 << 62
+_DERIVED = 8 << 76 | 0b10 << 62
 ZERO = Decimal(0)
 
 
@@ -123,14 +125,22 @@ def cycle_id(journal: str, event_id: UUID, event: Execution, *, is_first: bool) 
     choose the id that a later cycle will have.
     """
     explicit = event.position_id
-    if explicit is not None and is_first and explicit.version != DERIVED:
+    if explicit is not None and is_first and not is_derived(explicit):
         return explicit
     book = f"{journal}:{event.user_id}:{event.token}:{explicit or ''}"
     return _derived_id(f"{book}:{event_id}")
 
 
+def is_derived(position_id: UUID) -> bool:
+    """Whether an id is of the version that no explicit one may have."""
+    text = str(position_id)
+    return text[14] == "8" and text[19] in "89ab"
+
+
 def _derived_id(name: str) -> UUID:
-    return UUID(int=uuid5(IDS, name).int & ~(0xF << 76) | DERIVED << 76)
+    """Return the same as uuid5 (RFC 9562), but of version 8."""
+    digest = hashlib.sha1(IDS.bytes + name.encode(), usedforsecurity=False).digest()
+    return UUID(int=int.from_bytes(digest[:16]) & ~_VERSION_AND_VARIANT | _DERIVED)
 
 
 def id_of_nothing(book: str) -> UUID:

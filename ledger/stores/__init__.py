@@ -16,6 +16,7 @@ import msgspec
 
 from ledger.conditions import AtMost, ExpectedVersion, NoEvent
 from ledger.errors import LedgerError
+from ledger.stores.wakeups import Wakeups
 
 Clock = Callable[[], datetime]
 
@@ -70,6 +71,24 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     body: bytes
 
 
+class PackedEvents(msgspec.Struct, frozen=True, gc=False):
+    """Many stored events of one journal, column by column.
+
+    `bodies` and `metadata` are JSON arrays, in which events without metadata have `{}`; `event_ids`
+    are in the usual text form. `streams` and `metadata` are None where they were not asked for.
+    `count` is that of all events between the offsets, those of ignored types included.
+    """
+
+    offsets: Sequence[int]
+    bodies: bytes
+    event_ids: Sequence[str]
+    occurred_at: Sequence[datetime]
+    recorded_at: Sequence[datetime]
+    streams: Sequence[str] | None = None
+    metadata: bytes | None = None
+    count: int = 0
+
+
 class JournalInfo(msgspec.Struct, frozen=True):
     """One journal of the database."""
 
@@ -106,8 +125,22 @@ class Store(Protocol):
         """
         ...
 
-    async def read(self, journal_id: int, start: int, stop: int) -> list[StoredEvent]:
-        """Return the events with start <= offset < stop, in order."""
+    async def read(
+        self, journal_id: int, start: int, stop: int, ignored: Sequence[str] = ()
+    ) -> list[StoredEvent]:
+        """Return the events with start <= offset < stop, in order, but those of ignored types.
+
+        The event at stop - 1 is among them, whatever its type.
+        """
+        ...
+
+    async def read_packed(
+        self, journal_id: int, start: int, stop: int, ignored: Sequence[str], *, envelope: bool
+    ) -> PackedEvents:
+        """Return the events with start <= offset < stop, in order, but those of ignored types.
+
+        With `envelope` also their streams and metadata.
+        """
         ...
 
     async def read_stream(
@@ -144,6 +177,10 @@ class Store(Protocol):
 
     def write_turn(self) -> AbstractAsyncContextManager[None]:
         """Hold this process's turn to write; where the database has no fair queue of its own."""
+        ...
+
+    def wakeups(self, journal_id: int) -> AbstractAsyncContextManager[Wakeups]:
+        """Give what wakes up when the journal may have grown; it polls as well."""
         ...
 
     async def close(self) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator, Sequence
+import sys
+from array import array
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import asyncpg
+import msgspec
 from sqlalchemy import URL
 
 from ledger.codec import check_journal_name
@@ -23,17 +26,21 @@ from ledger.errors import (
 )
 from ledger.settings import Settings
 from ledger.stores import (
+    Appended,
     Clock,
     JournalInfo,
     Outcome,
+    PackedEvents,
     PreparedAppend,
     SizeAt,
     StoredEvent,
 )
 from ledger.stores.outcomes import each_alone
 from ledger.stores.postgres_batch import Batch
+from ledger.stores.postgres_wakeups import Listener, Notifier
 from ledger.stores.rounds import rounds
 from ledger.stores.search import last_recorded
+from ledger.stores.wakeups import Hub, Wakeups
 
 if TYPE_CHECKING:
     Connection = asyncpg.Connection[asyncpg.Record]
@@ -47,6 +54,24 @@ _COLUMNS = (
 )
 _READ = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 ORDER BY "offset" """  # noqa: S608
+_READ_BUT = _READ.replace(
+    "ORDER BY", """AND (type <> ALL ('{%s}') OR "offset" = $3 - 1) ORDER BY"""
+)
+# One row: what a driver does for each row and value costs more than all else.
+_READ_PACKED = """SELECT string_agg(int8send("offset"), '') AS offsets,
+        string_agg(body, ',') AS bodies,
+        string_agg(event_id::text, ',') AS event_ids,
+        string_agg(timestamptz_send(occurred_at), '') AS occurred_at,
+        string_agg(timestamptz_send(recorded_at), '') AS recorded_at,
+        CASE WHEN $4 THEN array_agg(stream::text) END AS streams,
+        CASE WHEN $4 THEN string_agg(coalesce(metadata, '{}'), ',') END AS metadata,
+        (SELECT count(*) FROM events
+            WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3) AS count
+    FROM (
+        SELECT * FROM events
+        WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 AND type <> ALL ('{%s}')
+        ORDER BY "offset" OFFSET 0
+    ) AS e"""
 _READ_STREAM = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = $1 AND stream = $2 AND version > $3 ORDER BY version LIMIT $4"""  # noqa: S608
 _READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
@@ -59,6 +84,12 @@ _JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
 _BACKEND = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _TERMINATE = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE pid = $1 AND backend_start = $2"""
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+_EPOCH_SECONDS = int(_EPOCH.timestamp())
+_EXACT_MICROSECONDS_MAX = 10**15
+"""As seconds in a float, times within 31 years of 2000 are off by less than half a microsecond."""
+
 
 _LOST = (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 """Errors after which nobody knows what became of a statement that was sent."""
@@ -83,6 +114,9 @@ class PostgresStore:
         self._idle_writers: asyncio.LifoQueue[_Writer] = asyncio.LifoQueue()
         for writer in self._writers:
             self._idle_writers.put_nowait(writer)
+        self._hub = Hub()
+        self._notifier = Notifier(self._connect_aside, settings.connect_timeout_seconds)
+        self._listener = Listener(self._connect_aside, self._hub)
 
     async def append(self, journal_id: int, batch: Sequence[PreparedAppend]) -> list[Outcome]:
         """Store a batch in one statement; where that fails, each append on its own."""
@@ -101,11 +135,26 @@ class PostgresStore:
             answer = await writer.run(_APPEND, journal_id, now, sizes, *columns.arguments())
         finally:
             self._idle_writers.put_nowait(writer)
-        return columns.outcomes(answer)
+        outcomes = columns.outcomes(answer)
+        if any(isinstance(each, Appended) and not each.duplicate for each in outcomes):
+            self._hub.wake(journal_id)
+            self._notifier.notify(journal_id)
+        return outcomes
 
-    async def read(self, journal_id: int, start: int, stop: int) -> list[StoredEvent]:
-        """Return the events with start <= offset < stop, in order."""
-        return [StoredEvent(*row) for row in await self._fetch(_READ, journal_id, start, stop)]
+    async def read(
+        self, journal_id: int, start: int, stop: int, ignored: Sequence[str] = ()
+    ) -> list[StoredEvent]:
+        """Return the events with start <= offset < stop but those of ignored types, in order."""
+        query = _READ_BUT % _listed(ignored) if ignored else _READ
+        return [StoredEvent(*row) for row in await self._fetch(query, journal_id, start, stop)]
+
+    async def read_packed(
+        self, journal_id: int, start: int, stop: int, ignored: Sequence[str], *, envelope: bool
+    ) -> PackedEvents:
+        """Return the events but those of ignored types, in order, packed."""
+        query = _READ_PACKED % _listed(ignored)
+        [row] = await self._fetch(query, journal_id, start, stop, envelope)
+        return _packed(row)
 
     async def read_stream(
         self, journal_id: int, stream: str, after_version: int, limit: int
@@ -161,8 +210,17 @@ class PostgresStore:
         """Do nothing: PostgreSQL's lock queue is fair."""
         return contextlib.nullcontext()
 
+    @contextlib.asynccontextmanager
+    async def wakeups(self, journal_id: int) -> AsyncIterator[Wakeups]:
+        """Give what wakes up when the journal may have grown, also by other processes."""
+        self._listener.start()
+        with self._hub.watching(journal_id) as wakeups:
+            yield wakeups
+
     async def close(self) -> None:
         """Close all connections."""
+        await self._listener.close()
+        await self._notifier.close()
         for writer in self._writers:
             await writer.close()
         pool, self._pool = self._pool, None
@@ -188,6 +246,16 @@ class PostgresStore:
                 connection.terminate()
                 raise
             return connection, Backend(*backend)
+
+    async def _connect_aside(self) -> Connection:
+        """Return a connection for wake-ups, for which no commit has to wait for the disk."""
+        timeout_seconds = self._settings.connect_timeout_seconds
+        return await asyncpg.connect(
+            self._dsn,
+            timeout=timeout_seconds,
+            command_timeout=timeout_seconds,
+            server_settings=self._session(timeout_seconds) | {"synchronous_commit": "off"},
+        )
 
     @property
     def append_timeout_seconds(self) -> float:
@@ -253,6 +321,45 @@ class PostgresStore:
         if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError):
             return SchemaMissing(f"{self._shown} is not migrated ({error}); run `ledger migrate`")
         return StoreUnavailable(f"{self._shown} refused: {error} (SQLSTATE {error.sqlstate})")
+
+
+def _listed(types: Sequence[str]) -> str:
+    """Return names of types for a constant in a query: only then the server hashes them."""
+    return ",".join(name for name in types if name.isidentifier())
+
+
+def _packed(row: asyncpg.Record) -> PackedEvents:
+    """Unpack what the driver was spared."""
+    if row["offsets"] is None:
+        return PackedEvents((), b"[]", (), (), (), count=row["count"])
+    metadata, times = row["metadata"], _times(row["occurred_at"])
+    return PackedEvents(
+        _integers(row["offsets"]),
+        b"[" + row["bodies"] + b"]",
+        row["event_ids"].split(","),
+        times,
+        times if row["occurred_at"] == row["recorded_at"] else _times(row["recorded_at"]),
+        row["streams"],
+        None if metadata is None else b"[" + metadata + b"]",
+        row["count"],
+    )
+
+
+def _integers(sent: bytes) -> array[int]:
+    """Return integers from the form in which PostgreSQL sends them, big-endian."""
+    found = array("q", sent)
+    if sys.byteorder == "little":
+        found.byteswap()
+    return found
+
+
+def _times(sent: bytes) -> list[datetime]:
+    """Return times from microseconds since 2000."""
+    found = _integers(sent)
+    if max(map(abs, found)) < _EXACT_MICROSECONDS_MAX:
+        seconds = [microseconds / 1e6 + _EPOCH_SECONDS for microseconds in found]
+        return msgspec.convert(seconds, list[datetime], strict=False)
+    return [_EPOCH + timedelta(0, 0, microseconds) for microseconds in found]
 
 
 class Backend(NamedTuple):

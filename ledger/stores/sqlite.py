@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -26,11 +27,21 @@ from ledger.errors import (
 )
 from ledger.settings import Settings
 from ledger.sqltypes import text_to_time, time_to_text
-from ledger.stores import Clock, JournalInfo, Outcome, PreparedAppend, SizeAt, StoredEvent
+from ledger.stores import (
+    Appended,
+    Clock,
+    JournalInfo,
+    Outcome,
+    PackedEvents,
+    PreparedAppend,
+    SizeAt,
+    StoredEvent,
+)
 from ledger.stores.outcomes import each_alone
 from ledger.stores.search import last_recorded
 from ledger.stores.sqlite_batch import Batch
 from ledger.stores.turns import turn
+from ledger.stores.wakeups import Hub, Wakeups
 
 R = TypeVar("R")
 
@@ -41,7 +52,14 @@ _COLUMNS = (
     '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body'
 )
 _READ = f"""SELECT {_COLUMNS} FROM events
-    WHERE journal_id = ? AND "offset" >= ? AND "offset" < ? ORDER BY "offset" """  # noqa: S608
+    WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?
+    AND (type NOT IN (SELECT value FROM json_each(?)) OR "offset" = ?3 - 1)
+    ORDER BY "offset" """  # noqa: S608
+_COUNT = """SELECT count(*) FROM events
+    WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?"""
+_READ_PACKED = """SELECT "offset", body, event_id, occurred_at, recorded_at, stream, metadata
+    FROM events WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?
+    AND type NOT IN (SELECT value FROM json_each(?)) ORDER BY "offset" """
 _READ_STREAM = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = ? AND stream = ? AND version > ? ORDER BY version LIMIT ?"""  # noqa: S608
 _READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
@@ -65,16 +83,21 @@ class SqliteStore:
         self._clock = clock
         self._writing = _Connections(self._open, 1)
         self._reading = _Connections(self._open, READERS)
+        self._hub = Hub()
 
     async def append(self, journal_id: int, batch: Sequence[PreparedAppend]) -> list[Outcome]:
         """Store a batch in one transaction; where that fails, each append on its own."""
         try:
-            return await self._writing.run(self._append_all, journal_id, batch)
+            outcomes = await self._writing.run(self._append_all, journal_id, batch)
         except (sqlite3.DataError, sqlite3.IntegrityError, OverflowError) as error:
             if len(batch) == 1:
                 return [StoreUnavailable(f"{self._path} refused: {error}")]
         except sqlite3.Error as error:
             raise self._refusal(error) from error
+        else:
+            if any(isinstance(each, Appended) and not each.duplicate for each in outcomes):
+                self._hub.wake(journal_id)
+            return outcomes
         return await each_alone(lambda one: self.append(journal_id, [one]), batch)
 
     def _append_all(
@@ -117,10 +140,21 @@ class SqliteStore:
             raise CommitUnclear(str(error)) from error
         return outcomes
 
-    async def read(self, journal_id: int, start: int, stop: int) -> list[StoredEvent]:
-        """Return the events with start <= offset < stop, in order."""
-        rows = await self._fetch(_READ, journal_id, start, stop)
+    async def read(
+        self, journal_id: int, start: int, stop: int, ignored: Sequence[str] = ()
+    ) -> list[StoredEvent]:
+        """Return the events with start <= offset < stop but those of ignored types, in order."""
+        rows = await self._fetch(_READ, journal_id, start, stop, json.dumps(ignored))
         return [_stored_event(*row) for row in rows]
+
+    async def read_packed(
+        self, journal_id: int, start: int, stop: int, ignored: Sequence[str], *, envelope: bool
+    ) -> PackedEvents:
+        """Return the events but those of ignored types, in order, packed."""
+        names = json.dumps(list(ignored))
+        rows = await self._fetch(_READ_PACKED, journal_id, start, stop, names)
+        [[count]] = await self._fetch(_COUNT, journal_id, start, stop)
+        return _packed(rows, count, envelope=envelope)
 
     async def read_stream(
         self, journal_id: int, stream: str, after_version: int, limit: int
@@ -201,6 +235,12 @@ class SqliteStore:
             await entering
             held.__exit__(None, None, None)
             thread.shutdown(wait=False)
+
+    @contextlib.asynccontextmanager
+    async def wakeups(self, journal_id: int) -> AsyncIterator[Wakeups]:
+        """Give what wakes up when this process appends; for all others there is the poll."""
+        with self._hub.watching(journal_id) as wakeups:
+            yield wakeups
 
     async def close(self) -> None:
         """Close the file."""
@@ -283,6 +323,24 @@ def _execute(
     connections: _Connections, sql: str, arguments: Sequence[Any]
 ) -> list[tuple[Any, ...]]:
     return connections.current().execute(sql, arguments).fetchall()
+
+
+def _packed(rows: Sequence[tuple[Any, ...]], count: int, *, envelope: bool) -> PackedEvents:
+    if not rows:
+        return PackedEvents((), b"[]", (), (), (), count=count)
+    offsets, bodies, event_ids, occurred_at, recorded_at, streams, metadata = zip(
+        *rows, strict=True
+    )
+    return PackedEvents(
+        offsets,
+        b"[" + b",".join(bodies) + b"]",
+        [str(UUID(each)) for each in event_ids],
+        list(map(text_to_time, occurred_at)),
+        list(map(text_to_time, recorded_at)),
+        streams if envelope else None,
+        b"[" + b",".join(each or b"{}" for each in metadata) + b"]" if envelope else None,
+        count,
+    )
 
 
 def _stored_event(

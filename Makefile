@@ -8,7 +8,7 @@ parallel := --numprocesses=2 --dist=worksteal
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutation lint format lock bench-append clean
+.PHONY: help setup demo test mutation faults lint format lock bench-append bench-rebuild bench-live clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
@@ -39,10 +39,19 @@ format: setup ## put the code into the one format and fix what can be fixed
 lock: setup ## renew requirements.lock (ARGS=--upgrade moves every version)
 	.ci/lock $(ARGS)
 
+faults: setup ## break everything: is anything lost? (ARGS="--seed N --runs N --short --only X")
+	@$(python) -m tests.faults $(ARGS)
+
 bench-append: setup ## measure appends per second
 	@$(python) benchmarks/append.py $(ARGS)
 
+bench-rebuild: setup ## measure rebuilding from 1 M and 10 M events (ARGS="--keep DIR --events N")
+	@$(python) benchmarks/rebuild.py $(ARGS)
+
+bench-live: setup ## measure how many appends a second the projectors keep up with
+	@$(python) benchmarks/live.py $(ARGS)
+
 clean: ## remove environments, caches and build results
 	rm -rf .venv .venv-uv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
-	rm -rf build dist
+	rm -rf build dist benchmarks/emmett/node_modules
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
-from time import monotonic
 from typing import Annotated, Any
 
 import msgspec
@@ -18,24 +16,32 @@ from ledger import console
 from ledger.errors import LedgerError
 from ledger.journal import Journal
 from ledger.sqltypes import time_to_text
+from projections import parking, snapshot_cli
 from projections.cli import JournalOption, opened
-from projections.groups import GROUPS, TABLES
+from projections.database import Database
+from projections.fold import Group
+from projections.groups import GROUPS, POSTINGS, TABLES, TRADING
+from projections.lanes import Rulings
 from projections.model import ReadModel, values_of
-from projections.projection import Projection
+from projections.parking import SkippedEvent
+from projections.projection import Projection, State
+from projections.rebuilding import commands
 from projections.rendering import as_text, plain, plain_row
-from projections.replaying import fold_prefix
+from projections.replaying import fold_prefix, from_the_start
+from projections.snapshots import Beginning
 from projections.trial_balance import TrialBalance, folded_balance, live_balance
-from projections.verification import Verified
+from projections.verification import SHOWN_MAX, Verified
 from projections.verification import verify as verify_tables
 
 EPILOG = "Exit codes: 0 done, 1 differences found, 2 bad input or usage, 3 environment."
 
 app = typer.Typer(
-    help="See tables as they stood at any point, and verify the live ones.",
+    help="See tables as they stood at any point, verify the live ones, and rebuild them.",
     epilog=EPILOG,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(snapshot_cli.app, name="snapshot")
 
 
 class InvalidRequest(LedgerError):
@@ -52,18 +58,25 @@ class Format(StrEnum):
 class Point(msgspec.Struct, frozen=True):
     """A point in a journal: a size, and the time that was asked for if it was found by time.
 
-    It is provisional while events of that very time may still be recorded.
+    It is provisional while events of that very time may still be recorded. `snapshots` are the
+    sizes of those that a fold to this point began at, by the names of their groups. `notes` say
+    what is left out of the tables, and what waits.
     """
 
     size: int
     recorded_at: datetime | None = None
     provisional: bool = False
+    snapshots: dict[str, int] = {}
+    notes: list[str] = []
 
     def __str__(self) -> str:
-        if self.recorded_at is None:
-            return f"size {self.size}"
-        found = f"size {self.size}, recorded at or before {time_to_text(self.recorded_at)}"
-        return f"{found} (provisional)" if self.provisional else found
+        found = f"size {self.size}"
+        if self.recorded_at is not None:
+            found += f", recorded at or before {time_to_text(self.recorded_at)}"
+        if self.provisional:
+            found += " (provisional)"
+        begun = (f"; {group} from its snapshot at {n}" for group, n in self.snapshots.items())
+        return found + "".join(begun)
 
 
 class Condition(msgspec.Struct, frozen=True):
@@ -95,15 +108,23 @@ def as_of(
         list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE; repeatable.")
     ] = None,
     output: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TABLE,
+    no_snapshots: Annotated[
+        bool, typer.Option("--no-snapshots", help="Fold from the first event in any case.")
+    ] = False,
     journal: JournalOption = None,
 ) -> None:
-    """Show tables as they stood at a point of the journal, folded afresh."""
+    """Show tables as they stood at a point of the journal, folded from it.
+
+    The fold begins at the latest usable snapshot, and says so, if all tables are kept in it.
+    """
     if (size is None) == (recorded is None):
         raise InvalidRequest("give either --size or --recorded")
     moment = None if recorded is None else _parsed_time(recorded)
     projections = _named_tables(table)
     conditions = [_parsed_condition(each, projections) for each in where or ()]
-    name, point, rows = console.run(_as_of(size, moment, projections, conditions, journal))
+    name, point, rows = console.run(
+        _as_of(size, moment, projections, conditions, journal, from_start=no_snapshots)
+    )
     _print_json(name, point, rows) if output is Format.JSON else _print_tables(name, point, rows)
 
 
@@ -149,19 +170,53 @@ async def _as_of(
     projections: Sequence[Projection[Any]],
     conditions: Sequence[Condition],
     name: str | None,
+    *,
+    from_start: bool,
 ) -> tuple[str, Point, Tables]:
     """Fold what is asked for; return the journal's name, the point and the rows of each table."""
     rows: Tables = {}
-    async with opened(name) as (journal, _):
-        point = await _point(journal, size, moment)
-        groups = {TABLES[each.name].name: TABLES[each.name] for each in projections}
-        with _progress(point.size * len(groups)) as advanced:
-            for group in groups.values():
-                state = await fold_prefix(journal, group, point.size, advanced)
-                for each in group.projections:
+    notes: list[str] = []
+    async with opened(name) as (journal, database):
+        point, begin = await _point(journal, size, moment), Beginning(database)
+        parts = _parts(projections)
+        with console.folding(point.size * len(parts)) as advanced:
+            for part in parts:
+                how = from_the_start if from_start else begin
+                decided, skips = await _decided(database, journal, part, point.size)
+                state = await fold_prefix(journal, part, point.size, advanced, how, decided)
+                notes += [*map(str, skips), *_waiting(state)]
+                for each in part.projections:
                     if each in projections:
-                        rows[each.name] = _matching(group.finished(state, each.name), conditions)
+                        rows[each.name] = _matching(part.finished(state, each.name), conditions)
+    point = msgspec.structs.replace(point, snapshots=begin.sizes, notes=notes)
     return journal.name, point, rows
+
+
+async def _decided(
+    database: Database, journal: Journal, group: Group, size: int
+) -> tuple[Rulings, list[SkippedEvent]]:
+    """Return what was decided about single events, and which of the first `size` are skipped."""
+    async with database.snapshot() as connection:
+        rulings = await parking.rulings(connection, journal.journal_id, group)
+        return rulings, await parking.skipped(connection, journal.journal_id, group, size)
+
+
+def _waiting(state: State) -> Iterator[str]:
+    """Say what is parked in a state, the first of it in words."""
+    lanes = state.parking.lanes
+    for lane, parked in list(lanes.items())[:SHOWN_MAX]:
+        yield f"{lane} {parked}"
+    if len(lanes) > SHOWN_MAX:
+        yield f"and {len(lanes) - SHOWN_MAX:,} more parked keys"
+
+
+def _parts(projections: Sequence[Projection[Any]]) -> list[Group]:
+    """Return the smallest parts of groups whose folds give these tables."""
+    names = [each.name for each in projections]
+    groups = {TABLES[name].name: TABLES[name] for name in names}
+    return [
+        group.only([name for name in names if TABLES[name] is group]) for group in groups.values()
+    ]
 
 
 def _matching(rows: Iterable[ReadModel], conditions: Sequence[Condition]) -> list[ReadModel]:
@@ -192,11 +247,14 @@ def _described(journal: str, point: Point) -> dict[str, Any]:
             "recorded_at": time_to_text(point.recorded_at),
             "provisional": point.provisional,
         }
-    return answer
+    also = {"snapshots": point.snapshots, "notes": point.notes}
+    return answer | {name: value for name, value in also.items() if value}
 
 
 def _print_tables(journal: str, point: Point, rows: Tables) -> None:
     print(f"journal {journal} as of {point}")
+    for note in point.notes:
+        print(f"note: {note}")
     for name, found in rows.items():
         print(f"\n{name}: {len(found)} rows")
         shown = [_shown(row) for row in found]
@@ -221,25 +279,6 @@ def _shown(row: ReadModel) -> dict[str, str]:
     }
 
 
-@contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show on standard error how far the fold is, if it takes more than a second."""
-    bar = console.progress_bar("events")
-    task = bar.add_task("folding", total=total)
-    started = monotonic()
-
-    def advanced(events: int) -> None:
-        bar.advance(task, events)
-        if monotonic() - started > 1:
-            bar.start()
-
-    try:
-        yield advanced
-    finally:
-        if bar.live.is_started:
-            bar.stop()
-
-
 @app.command()
 def verify(journal: JournalOption = None) -> None:
     """Fold the journal afresh and compare every row and column with the live tables."""
@@ -250,15 +289,31 @@ def verify(journal: JournalOption = None) -> None:
     if len(set(result.sizes.values())) > 1:
         each = ", ".join(f"{group} {size:,}" for group, size in result.sizes.items())
         compared += f" (events of each group: {each})"
+    _print_poisoned(result)
     if result.differences:
         print(f"{result.differences:,} differences, compared: {compared}")
+    elif result.parked:
+        print(f"not verified: {len(result.parked):,} parked keys, else as it should be: {compared}")
+    elif result.skipped:
+        print(f"verified, but for {len(result.skipped):,} skipped events: {compared}")
+    else:
+        print(f"verified: {compared}")
+    if not result.is_verified:
         raise typer.Exit(1)
-    print(f"verified: {compared}")
+
+
+def _print_poisoned(result: Verified) -> None:
+    for skipped in result.skipped:
+        print(f"left out: {skipped}")
+    for key in result.parked[:SHOWN_MAX]:
+        print(f"not verified: {key}")
+    if len(result.parked) > SHOWN_MAX:
+        print(f"not verified: {len(result.parked) - SHOWN_MAX:,} more parked keys")
 
 
 async def _verify(name: str | None) -> Verified:
     async with opened(name) as (journal, database):
-        with _progress(None) as advanced:
+        with console.folding(None) as advanced:
             return await verify_tables(database, journal, GROUPS.values(), advanced)
 
 
@@ -296,8 +351,11 @@ async def _trial_balance(
         if size is None and moment is None:
             size = await journal.size()
         point = await _point(journal, size, moment)
-        with _progress(point.size * 2) as advanced:
-            return journal.name, point, await folded_balance(journal, point.size, advanced)
+        trading, _ = await _decided(database, journal, TRADING, point.size)
+        booked, _ = await _decided(database, journal, POSTINGS, point.size)
+        with console.folding(point.size * 2) as advanced:
+            found = await folded_balance(journal, point.size, advanced, (trading, booked))
+        return journal.name, point, found
 
 
 def _print_balance_json(journal: str, point: Point, found: TrialBalance) -> None:
@@ -322,6 +380,9 @@ def _print_balance(journal: str, point: Point, found: TrialBalance) -> None:
     result = f"faults: {len(found.faults):,}" if found.faults else "balanced, as the positions are"
     print(f"\n{result} (postings: {found.postings:,}, books: {found.books:,})")
 
+
+for command in (commands.rebuild, commands.rollback, commands.drop_old):
+    app.command()(command)
 
 if __name__ == "__main__":
     console.main(app, "replay.py")

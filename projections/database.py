@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
 from time import perf_counter
 from typing import Any, Self
 
+import asyncpg
 import msgspec
 from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
@@ -23,9 +25,18 @@ from sqlalchemy.pool import QueuePool
 from ledger.engine import make_engine
 from ledger.errors import SchemaMissing, StoreUnavailable
 from ledger.settings import Settings, async_url
+from projections.model import Base
 
 RECYCLE_SECONDS = 3600
 _MISSING_TABLE = ("no such table", "UndefinedTableError", "no such column", "UndefinedColumnError")
+
+_AWAY = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""Errors of the database; those of connecting come from the driver itself."""
+_READ_ONLY_STATE = "25006"
+_READABLE = text(
+    "SELECT name FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS t(name, place)"
+    " WHERE has_table_privilege(to_regclass(quote_ident(name)), 'SELECT') ORDER BY place"
+)
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -48,13 +59,26 @@ class PoolStatistics(msgspec.Struct, frozen=True):
 class Database:
     """The read side's database; close it after use, or use it as a context manager."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Take the address and the pool's bounds; connections are made when they are needed."""
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        checks_foreign_keys: bool = True,
+        answer_seconds: float | None = None,
+    ) -> None:
+        """Take the address and the pool's bounds; connections are made when they are needed.
+
+        SQLite does not check foreign keys, if so wanted. PostgreSQL must answer each statement
+        within `answer_seconds`, if given; a server that is cut off would be waited for otherwise.
+        """
         self.settings = settings
-        self.engine = _make_engine(async_url(settings.database_url), settings)
+        self.engine = _make_engine(async_url(settings.database_url), settings, answer_seconds)
         is_sqlite = self.engine.dialect.name == "sqlite"
+        if is_sqlite and not checks_foreign_keys:
+            event.listen(self.engine.sync_engine, "connect", _spare_foreign_keys)
         self._snapshot = {} if is_sqlite else {"isolation_level": "REPEATABLE READ"}
         self._sessions = async_sessionmaker(self.engine, expire_on_commit=False)
+        self._lock: str | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -66,18 +90,38 @@ class Database:
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Give a reader a session, in which all reads see the tables at one size."""
         with explained():
+            lock = await self._lock_statement()
             async with self._sessions() as session:
-                await session.connection(execution_options=self._snapshot)
+                connection = await session.connection(execution_options=self._snapshot)
+                if lock:
+                    await connection.exec_driver_sql(lock)
                 yield session
 
     @contextlib.asynccontextmanager
     async def snapshot(self) -> AsyncIterator[AsyncConnection]:
         """Give a reader a connection, on which all reads see the tables at one size."""
         with explained():
+            lock = await self._lock_statement()
             async with self.engine.connect() as connection:
                 await connection.execution_options(**self._snapshot)
                 async with connection.begin():
+                    if lock:
+                        await connection.exec_driver_sql(lock)
                     yield connection
+
+    async def _lock_statement(self) -> str | None:
+        """Return what a snapshot must begin with, so that no table is swapped while it is read.
+
+        A snapshot that is older than the rows of a table which a rebuild swaps in would see none of
+        them. What the role may not read, or is not there, cannot be locked and need not be.
+        """
+        if self._lock is None:
+            names = [] if self.engine.dialect.name == "sqlite" else read_tables()
+            async with self.engine.connect() as connection:
+                found = await connection.execute(_READABLE, {"names": names}) if names else ()
+                readable = [row.name for row in found]
+            self._lock = lock_statement(readable) if readable else ""
+        return self._lock
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[AsyncConnection]:
@@ -94,7 +138,7 @@ class Database:
         try:
             async with self.engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
-        except (SQLAlchemyError, OSError) as error:
+        except _AWAY as error:
             return Health(False, perf_counter() - started, one_line(error))
         return Health(True, perf_counter() - started)
 
@@ -113,12 +157,26 @@ class Database:
         await self.engine.dispose()
 
 
+def read_tables() -> list[str]:
+    """Return the names of all read tables that this program declares, in the order of locking."""
+    return sorted(each.local_table.name for each in Base.registry.mappers)  # type: ignore[attr-defined]
+
+
+def lock_statement(names: Iterable[str]) -> str:
+    """Return the statement with which a long REPEATABLE READ transaction on PostgreSQL begins.
+
+    It keeps nobody from reading or projecting, but a rebuild from swapping these tables.
+    """
+    listed = ", ".join(f'"{name}"' for name in names)
+    return f"LOCK TABLE {listed} IN ACCESS SHARE MODE"
+
+
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
     """Turn the database's errors into this project's, in one line."""
     try:
         yield
-    except (SQLAlchemyError, OSError) as error:
+    except _AWAY as error:
         reason = one_line(error)
         if isinstance(error, DBAPIError) and any(word in reason for word in _MISSING_TABLE):
             raise SchemaMissing(f"{reason}; run `ledger migrate`") from error
@@ -131,11 +189,11 @@ def one_line(error: Exception) -> str:
     return (str(said).splitlines() or [type(said).__name__])[0]
 
 
-def _make_engine(url: URL, settings: Settings) -> AsyncEngine:
+def _make_engine(url: URL, settings: Settings, answer_seconds: float | None) -> AsyncEngine:
     is_sqlite = url.get_backend_name() == "sqlite"
     engine = make_engine(
         url,
-        _sqlite_options(settings) if is_sqlite else _postgres_options(settings),
+        _sqlite_options(settings) if is_sqlite else _postgres_options(settings, answer_seconds),
         pool_size=settings.pool_size,
         max_overflow=settings.pool_overflow,
         pool_pre_ping=True,
@@ -145,13 +203,16 @@ def _make_engine(url: URL, settings: Settings) -> AsyncEngine:
     if is_sqlite:
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
+    else:
+        event.listen(engine.sync_engine, "handle_error", _leave_standby)
     return engine
 
 
-def _postgres_options(settings: Settings) -> dict[str, Any]:
+def _postgres_options(settings: Settings, answer_seconds: float | None) -> dict[str, Any]:
     timeout_ms = round(settings.statement_timeout_seconds * 1000)
     return {
         "timeout": settings.connect_timeout_seconds,
+        "command_timeout": answer_seconds,
         "server_settings": {"statement_timeout": str(timeout_ms)},
     }
 
@@ -170,6 +231,18 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     cursor.close()
 
 
+def _spare_foreign_keys(connection: Any, _record: object) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA foreign_keys=OFF")
+    cursor.close()
+
+
 def _begin_sqlite(connection: Connection) -> None:
     options = connection.get_execution_options()
     connection.exec_driver_sql(options.get("sqlite_begin", "BEGIN"))
+
+
+def _leave_standby(context: ExceptionContext) -> None:
+    """Let go of all connections to a server that only reads: the one that writes is elsewhere."""
+    if getattr(context.original_exception, "sqlstate", None) == _READ_ONLY_STATE:
+        context.is_disconnect = True

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
-from datetime import UTC, datetime
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Annotated, Any
 
@@ -16,15 +17,24 @@ from rich.console import Console
 from rich.table import Table
 
 from ledger import console
-from ledger.errors import InvalidEvent
+from ledger.errors import InvalidEvent, JournalNotFound
 from ledger.journal import Journal, open_journal
-from projections import checking
+from ledger.stores.opening import open_store
+from projections import checking, leases, parking, retrying
 from projections.checking import STEPS
 from projections.database import Database
 from projections.flagged import Flagged, flagged
-from projections.groups import GROUPS
+from projections.fold import Group
+from projections.groups import GROUPS, TABLES
+from projections.health import PairStatus, judge, pair_statuses
+from projections.lanes import Place
+from projections.parking import ParkedKey, SkippedEvent
 from projections.projector import BATCH_SIZE, Projector
 from projections.reactor import MARK_AGE_SECONDS, Reactor
+from projections.reporting import Reporter
+from projections.retrying import Retried
+from projections.waiting import outlast_outages
+from projections.worker import Worker
 
 EPILOG = "Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 environment."
 
@@ -35,38 +45,45 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+WIDTH_ELSEWHERE = 160
+"""Columns of tables that are printed into a file or a pipe."""
+
+JournalsOption = Annotated[
+    list[str] | None,
+    typer.Option("--journal", "-j", help="Only this journal; repeatable. [default: all]"),
+]
 JournalOption = Annotated[
     str | None,
     typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
 ]
 
 
-class GroupStatus(msgspec.Struct, frozen=True):
-    """How far a group is: `lag_seconds` is the age of the first event that it lacks."""
-
-    group: str
-    checkpoint: int
-    size: int
-    lag_events: int
-    lag_seconds: float
-
-
 @app.command()
 def run(
-    once: Annotated[bool, typer.Option("--once", help="Stop at the journal's end.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="Stop at the journals' ends.")] = False,
     group: Annotated[list[str] | None, typer.Option(help="Only this group; repeatable.")] = None,
     batch_size: Annotated[
         int, typer.Option(min=1, max=100_000, help="Events in one transaction.")
     ] = BATCH_SIZE,
-    journal: JournalOption = None,
+    worker_id: Annotated[
+        str | None, typer.Option(help="This worker's name, its own among all.")
+    ] = None,
+    journal: JournalsOption = None,
 ) -> None:
-    """Fold new events into the tables, until stopped (SIGINT, SIGTERM) or --once done."""
+    """Fold new events into the tables, until stopped (SIGINT, SIGTERM) or --once done.
+
+    Any number may run, on any number of machines: they share the work, and take over from those
+    that die. At the end it says how many events each group has passed, folded or not.
+    """
     groups = _named_groups(group)
     started = monotonic()
-    folded = console.run(_run(groups, batch_size, journal, once=once))
+    if once:
+        folded = console.run(_run_once(groups, batch_size, journal))
+    else:
+        folded = console.run(_run_worker(groups, batch_size, journal, worker_id))
     seconds = monotonic() - started
-    for name, events in folded.items():
-        print(f"{name}: {events:,} events")
+    for name in groups:
+        print(f"{name}: {folded[name]:,} events")
     rate = sum(folded.values()) / seconds
     print(f"{seconds:.1f} s, {rate:,.0f} events/s")
 
@@ -80,19 +97,36 @@ def _named_groups(names: Sequence[str] | None) -> list[str]:
     return list(names or GROUPS)
 
 
-async def _run(
-    groups: Sequence[str], batch_size: int, name: str | None, *, once: bool
-) -> dict[str, int]:
-    """Run one projector for each group; return how many events each has folded."""
-    stopping = _stopped_by_signals()
-    async with opened(name) as (journal, database):
-        projectors = {
-            group: Projector(database, journal, GROUPS[group], batch_size=batch_size)
-            for group in groups
-        }
-        end = await journal.size() if once else None
-        works = [each.run(stopping, end) for each in projectors.values()]
-        return dict(zip(projectors, await all_or_first_error(works), strict=True))
+async def _run_once(
+    groups: Sequence[str], batch_size: int, names: Sequence[str] | None
+) -> Counter[str]:
+    """Fold up to the journals' present ends, without leases: a checkpoint's lock is enough."""
+    stopping, folded = _stopped_by_signals(), Counter[str]()
+    settings = console.load_settings()
+    async with opened_all(names) as journals, Database(settings) as database:
+        for journal in journals:
+            end = await journal.size()
+            projectors = [
+                Projector(database, journal, GROUPS[group], batch_size=batch_size)
+                for group in groups
+            ]
+            counts = await all_or_first_error(each.run(stopping, end) for each in projectors)
+            folded.update(dict(zip(groups, counts, strict=True)))
+    return folded
+
+
+async def _run_worker(
+    groups: Sequence[str], batch_size: int, names: Sequence[str] | None, worker_id: str | None
+) -> Counter[str]:
+    worker = Worker(
+        console.load_settings(),
+        [GROUPS[group] for group in groups],
+        names or None,
+        worker_id=worker_id,
+        batch_size=batch_size,
+    )
+    await worker.run(_stopped_by_signals())
+    return worker.folded
 
 
 @app.command()
@@ -111,7 +145,7 @@ def react(
 
 
 async def _react(mark_age: float, name: str | None, *, once: bool) -> None:
-    stopping = _stopped_by_signals()
+    stopping, reporter = _stopped_by_signals(), Reporter()
     async with opened(name) as (journal, database):
         reactor = Reactor(
             database,
@@ -119,7 +153,13 @@ async def _react(mark_age: float, name: str | None, *, once: bool) -> None:
             mark_age_seconds=mark_age,
             reacted=lambda reaction: print(reaction, flush=True),
         )
-        await reactor.run(stopping, await journal.size() if once else None)
+        if once:
+            await reactor.run(stopping, await journal.size())
+            return
+        await checked(database)
+        await outlast_outages(
+            lambda: reactor.run(stopping), stopping, lambda error: reporter.tell("reactor", error)
+        )
 
 
 @app.command()
@@ -167,18 +207,67 @@ async def all_or_first_error(works: Iterable[Coroutine[Any, Any, int]]) -> list[
 @app.command()
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    journal: JournalOption = None,
+    is_check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1, and say why, where not all is well.")
+    ] = False,
+    lag_seconds_max: Annotated[
+        float | None, typer.Option("--max-lag", min=0, help="For --check: seconds, at most.")
+    ] = None,
+    journal: JournalsOption = None,
 ) -> None:
-    """Show each group's checkpoint and how far it is behind the journal."""
+    """Show how far each group of each journal is, who takes care of it, and what is parked."""
     found = console.run(_status(journal))
     if as_json:
         print(msgspec.json.encode(found).decode())
-        return
-    table = Table(*("group", "checkpoint", "size", "lag (events)", "lag (s)"))
+    else:
+        _print_statuses(found)
+    verdict = judge(found, lag_seconds_max)
+    if is_check and not verdict.ok:
+        for reason in verdict.reasons:
+            print(reason, file=sys.stderr)
+        raise typer.Exit(1)
+
+
+async def _status(names: Sequence[str] | None) -> list[PairStatus]:
+    async with Database(console.load_settings()) as database:
+        return await pair_statuses(database, journal_names=names or None)
+
+
+def _print_statuses(found: Sequence[PairStatus]) -> None:
+    table = Table()
+    for name in ("journal", "group", "checkpoint", "size", "lag (events)", "lag (s)", "parked"):
+        table.add_column(name, no_wrap=True)
+    for name in ("lease", "worker"):
+        table.add_column(name, overflow="fold")
     for each in found:
-        figures = (each.checkpoint, each.size, each.lag_events)
-        table.add_row(each.group, *(f"{n:,}" for n in figures), f"{each.lag_seconds:.1f}")
-    Console().print(table)
+        figures = [f"{n:,}" for n in (each.checkpoint, each.size, each.lag_events)]
+        lease = f"{each.lease}, epoch {each.epoch}" if each.epoch else each.lease
+        stalled = ", stalled" if each.stalled else ""
+        table.add_row(
+            each.journal, each.group, *figures, f"{each.lag_seconds:.1f}{stalled}",
+            str(each.parked), lease, each.worker_id or "",
+        )  # fmt: skip
+    terminal = Console()
+    if not terminal.is_terminal:
+        terminal.width = WIDTH_ELSEWHERE
+    terminal.print(table)
+    for each in found:
+        for line in _remarks(each):
+            print(line)
+
+
+def _remarks(pair: PairStatus) -> Iterator[str]:
+    """Say what does not fit into the table."""
+    if pair.is_other_version:
+        yield f"{pair.name}: the tables are of version {pair.fold_version} of the fold, not ours"
+    for key in pair.parked_keys:
+        why = key.error or f"waits for {key.waits_for}"
+        yield (
+            f"{pair.name}: {key.table} {key.column}={key.value} is parked from offset "
+            f"{key.offset} on ({key.event_type}): {why}"
+        )
+    if (more := pair.parked - len(pair.parked_keys)) > 0:
+        yield f"{pair.name}: and {more} more parked keys"
 
 
 @app.command("flagged")
@@ -205,18 +294,92 @@ async def _flagged(flag: str | None, name: str | None) -> list[Flagged]:
         return await flagged(connection, journal.journal_id, flag)
 
 
-async def _status(name: str | None) -> list[GroupStatus]:
+@app.command("parked")
+def list_parked(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    journal: JournalOption = None,
+) -> None:
+    """List the keys of tables that wait since an event could not be folded, the oldest first."""
+    found = console.run(_parked(journal))
+    if as_json:
+        print(msgspec.json.encode(found).decode())
+        return
+    for each in found:
+        print(f"{each}; since {each.parked_at:%Y-%m-%dT%H:%M:%SZ}, {each.waiting:,} events wait")
+
+
+async def _parked(name: str | None) -> list[ParkedKey]:
+    async with opened(name) as (journal, database), database.snapshot() as connection:
+        return await parking.parked(connection, journal.journal_id)
+
+
+@app.command()
+def retry(
+    table: Annotated[str | None, typer.Option(help="Only what is parked in this table …")] = None,
+    value: Annotated[str | None, typer.Option(help="… under this value.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="All that is parked.")] = False,
+    journal: JournalOption = None,
+) -> None:
+    """Fold again what is parked, once its fold has been mended; also what only waited for it.
+
+    Exits with 1 where something of what was to be freed is still parked.
+    """
+    if every == (table is not None and value is not None) or (table is None) != (value is None):
+        raise InvalidEvent("give both --table and --value, or --all", field="retry")
+    only = None if table is None or value is None else (table, value)
+    groups = list(GROUPS.values()) if table is None else [_group_of(table)]
+    if console.run(_retry(groups, only, journal)):
+        raise typer.Exit(1)
+
+
+def _group_of(table: str) -> Group:
+    if table not in TABLES:
+        raise InvalidEvent(f"{table!r} is unknown; there are {', '.join(TABLES)}", field="table")
+    return TABLES[table]
+
+
+async def _retry(groups: Sequence[Group], only: tuple[str, str] | None, name: str | None) -> int:
+    """Retry group by group, each told once it is committed; return how many keys stay parked."""
+    left = 0
     async with opened(name) as (journal, database):
-        return [await _group_status(journal, database, group) for group in GROUPS]
+        for group in groups:
+            with console.folding() as advanced:
+                retried = await retrying.retry(database, journal, group, only, advanced)
+            _print_retried(retried)
+            left += sum(only in {None, (each.table, each.value)} for each in retried.parked)
+    return left
 
 
-async def _group_status(journal: Journal, database: Database, group: str) -> GroupStatus:
-    checkpoint = await Projector(database, journal, GROUPS[group]).checkpoint()
-    size = await journal.size()
-    lag_seconds = 0.0
-    async for event in journal.read(checkpoint, checkpoint + 1):
-        lag_seconds = max(0.0, (datetime.now(UTC) - event.recorded_at).total_seconds())
-    return GroupStatus(group, checkpoint, size, size - checkpoint, lag_seconds)
+def _print_retried(retried: Retried) -> None:
+    rows = sum(retried.rows.values())
+    print(f"{retried.group}: {retried.freed:,} keys are free, {rows:,} rows written")
+    for each in retried.parked:
+        print(f"still parked: {each}")
+
+
+@app.command()
+def skip(
+    table: Annotated[str, typer.Option(help="The table that is to do without the event.")],
+    offset: Annotated[int, typer.Option(min=0, help="The offset of the event.")],
+    reason: Annotated[str, typer.Option(help="Why; it is kept with the skip.")],
+    actor: Annotated[str | None, typer.Option(help="Who decided so.")] = None,
+    journal: JournalOption = None,
+) -> None:
+    """Leave a parked event out of a table for ever, and fold what has waited for it."""
+    group = _group_of(table)
+    if not reason.strip():
+        raise InvalidEvent("must say why the event is left out", field="reason")
+    skipped, retried = console.run(_skip(group, (table, offset), reason, actor, journal))
+    print(skipped)
+    _print_retried(retried)
+
+
+async def _skip(
+    group: Group, place: Place, reason: str, actor: str | None, name: str | None
+) -> tuple[SkippedEvent, Retried]:
+    with console.folding() as advanced:
+        async with opened(name) as (journal, database):
+            return await retrying.skip(database, journal, group, place, reason, actor, advanced)
 
 
 @contextlib.asynccontextmanager
@@ -225,6 +388,25 @@ async def opened(name: str | None) -> AsyncIterator[tuple[Journal, Database]]:
     settings = console.load_settings()
     async with open_journal(settings, name) as journal, Database(settings) as database:
         yield journal, database
+
+
+@contextlib.asynccontextmanager
+async def opened_all(names: Sequence[str] | None) -> AsyncIterator[list[Journal]]:
+    """Open the journals of these names, all of the database without any."""
+    store = open_store(console.load_settings())
+    try:
+        found = await store.journals()
+        if missing := sorted(set(names or ()) - {info.name for info in found}):
+            raise JournalNotFound(missing[0])
+        yield [Journal(store, info) for info in found if not names or info.name in names]
+    finally:
+        await store.close()
+
+
+async def checked(database: Database) -> None:
+    """Raise where the read side's tables are missing or the database is away."""
+    async with database.snapshot() as connection:
+        await leases.live_workers(connection)
 
 
 def main() -> None:

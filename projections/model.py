@@ -106,7 +106,7 @@ def _default(column: Column[Any]) -> Any:
     if default is None:
         return None
     if default.is_callable:
-        return msgspec.field(default_factory=lambda: default.arg(None))
+        return msgspec.field(default_factory=type(default.arg(None)))  # dict or list
     return default.arg
 
 

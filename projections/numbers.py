@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 
 from ledger.event import CONTEXT
 
@@ -23,10 +23,11 @@ class Fit:
 
     def __call__(self, value: Decimal) -> Decimal | None:
         """Return `value` with the column's places (half even), None if it is too large for it."""
-        if abs(value) >= self._limit:
+        try:
+            rounded = value.quantize(self._unit, None, CONTEXT)
+        except InvalidOperation:  # not even the context holds so many digits
             return None
-        rounded = value.quantize(self._unit, context=CONTEXT)
-        return rounded if abs(rounded) < self._limit else None
+        return rounded if -self._limit < rounded < self._limit else None
 
 
 def short(text: str | None) -> str | None:

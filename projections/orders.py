@@ -217,7 +217,11 @@ def _slippage(row: Order, average: Decimal | None) -> Decimal | None:
     return side * (average - reference) / reference * BASIS_POINTS
 
 
-orders = Projection(Order, looks_up=["users", "positions"], derived=_derived)
+def _rests(row: Order) -> bool:
+    return row.status not in (PENDING, PARTIALLY_FILLED)
+
+
+orders = Projection(Order, looks_up=["users", "positions"], derived=_derived, rests=_rests)
 
 
 @orders.on(OrderPlaced)
@@ -274,8 +278,10 @@ def _is_filled(row: Order) -> bool:
 
 def _step(row: Order, event_type: type[OrderEvent]) -> None:
     """Move the stage by an event, with the quantities before it, and count it if it misfits."""
+    filled = row.exact_filled_quantity
+    is_filled = reaches(filled, row.exact_notional, row.exact_quantity, row.amount)
     row.stage, misfit, row.ord_status, row.status = step(
-        row.stage, event_type, row.exact_filled_quantity > 0, _is_filled(row)
+        row.stage, event_type, filled > ZERO, is_filled
     )
     if misfit is not None:
         flag(row, misfit)
@@ -283,8 +289,9 @@ def _step(row: Order, event_type: type[OrderEvent]) -> None:
 
 def _settle(row: Order, recorded: RecordedEvent) -> None:
     """Name the state that the stage and other quantities add up to."""
-    has_fills, is_filled = row.exact_filled_quantity > 0, _is_filled(row)
-    row.ord_status, row.status = names(row.stage, has_fills, is_filled)
+    filled = row.exact_filled_quantity
+    is_filled = reaches(filled, row.exact_notional, row.exact_quantity, row.amount)
+    row.ord_status, row.status = names(row.stage, filled > ZERO, is_filled)
     if row.status == EXECUTED:
         row.executed_at = row.executed_at or recorded.occurred_at
     elif not row.stage & ENDED:
@@ -304,7 +311,7 @@ def _settle(row: Order, recorded: RecordedEvent) -> None:
 def _reported(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
     """Take what the venue says of the order's state."""
     row = _fact(state, recorded, event)
-    _step(row, type(event))
+    _step(row, event.kind)
     if isinstance(event, OrderAccepted):
         row.venue_order_id = short(event.venue_order_id) or row.venue_order_id
 
@@ -314,7 +321,7 @@ def _ended(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
     """End the order; one that is finished already stays so."""
     row = _fact(state, recorded, event)
     had_ended = row.stage & ENDED
-    _step(row, type(event))
+    _step(row, event.kind)
     if row.stage & ENDED and not had_ended and isinstance(event, OrderRejected | OrderFailed):
         row.failed_reason = event.reason
 
@@ -323,7 +330,7 @@ def _ended(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
 def _amended(state: State, recorded: RecordedEvent, event: OrderReplaced | OrderRestated) -> None:
     """Take the new terms; an order that has all of its new quantity is executed."""
     row = _fact(state, recorded, event)
-    _step(row, type(event))
+    _step(row, event.kind)
     row.exact_quantity = amended(row.exact_quantity, event)
     if isinstance(event, OrderRestated):
         flag(row, "restated")
@@ -345,7 +352,7 @@ def _conflicted(state: State, recorded: RecordedEvent, event: FillConflicted) ->
 def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
     """Move the quantities, whatever the status: a late fill is real."""
     row = _fact(state, recorded, event)
-    _step(row, type(event))
+    _step(row, event.kind)
     if event.quantity <= 0:
         flag(row, "quantity_not_positive")
     else:
@@ -393,8 +400,9 @@ def _check_sums(row: Order) -> None:
     """Flag what is odd about the sums; with too many digits some may have been rounded away."""
     filled, notional = row.exact_filled_quantity, row.exact_notional
     spent, got = (notional, filled) if row.action == BUY else (filled, notional)
-    spent_digits = spent.adjusted() + (row.amount_in_decimals or 0)
-    got_digits = got.adjusted() + (row.amount_out_decimals or 0)
+    # Of a zero the exponent says nothing, and tables do not keep it.
+    spent_digits = (spent.adjusted() if spent else 0) + (row.amount_in_decimals or 0)
+    got_digits = (got.adjusted() if got else 0) + (row.amount_out_decimals or 0)
     if spent_digits >= EXACT_DIGITS_MAX or got_digits >= EXACT_DIGITS_MAX:
         flag(row, INEXACT)
     if filled < 0:

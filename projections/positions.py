@@ -12,7 +12,7 @@ between, a bust may close or flip the position; it does so at its price, as any 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from decimal import Decimal, localcontext
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,6 @@ from ledger.domain.orders import (
     position_tag,
 )
 from ledger.domain.positions import (
-    DERIVED,
     Effect,
     PositionEvent,
     PositionLiquidated,
@@ -47,6 +46,7 @@ from ledger.domain.positions import (
     cycle_id,
     effect_of,
     id_of_nothing,
+    is_derived,
 )
 from ledger.event import Event, RecordedEvent
 from ledger.sqltypes import OFFSET, ExactNumeric
@@ -248,6 +248,22 @@ def _orders_at_work(event: Event) -> Iterable[UUID]:
     return (event.order_id,) if isinstance(event, (OrderFilled, *ENDINGS, *AMENDMENTS)) else ()
 
 
+def _gives(journal: str, recorded: RecordedEvent) -> Iterator[tuple[str, UUID]]:
+    """Name the cycles that a fill may open, and the order that may be at work once it is placed."""
+    event = recorded.event
+    if isinstance(event, Execution):
+        for is_first in (True, False):
+            opened = cycle_id(journal, recorded.event_id, event, is_first=is_first)
+            yield "position_id", opened
+    if isinstance(event, OrderPlaced) and event.closes_position_id is not None:
+        yield "closing_order_id", event.order_id
+
+
+def _rests(row: Position) -> bool:
+    """Whether a cycle is over. Its book finds the next one, or none, which is the same."""
+    return row.status != OPEN and row.closing_order_id is None
+
+
 positions = Projection(
     Position,
     looks_up=["users", "orders"],
@@ -255,9 +271,11 @@ positions = Projection(
     aliases=[
         Alias("position_id", _cycles),
         Alias("closing_order_id", _orders_at_work),
-        Alias("book", _books, Position.status == OPEN),
+        Alias("book", _books, {"status": OPEN}),
     ],
+    gives=_gives,
     derived=_derived,
+    rests=_rests,
 )
 
 
@@ -268,7 +286,7 @@ def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
         return
     if event.user_id is not None:
         _trade(state, recorded, event, event.user_id)
-    if isinstance(event, OrderFilled):
+    if isinstance(event, OrderFilled) and state.rows(Position).find(*_at_work(event)) is not None:
         order = state.look_up("orders", event.order_id)
         _end_if_done(state, recorded, event, _leaves(order, event))
 
@@ -286,13 +304,7 @@ def _trade(state: State, recorded: RecordedEvent, event: Execution, user_id: UUI
 
 
 def _open_cycle(state: State, book: str) -> Position | None:
-    rows = state.rows(Position)
-    row = rows.find("book", book)
-    if row is not None and row.owner_id is None:
-        # A row for liquidations of nothing has come into memory after that of the open cycle.
-        row = next((each for each in rows if each.book == book and each.status == OPEN), None)
-        if row is not None:
-            rows.rename(row, "book", book)
+    row = state.rows(Position).find("book", book)
     return row if row is not None and row.status == OPEN else None
 
 
@@ -302,8 +314,9 @@ def _open(state: State, recorded: RecordedEvent, event: Execution, effect: Effec
         return
     rows, order = state.rows(Position), state.look_up("orders", event.order_id)
     is_first = event.position_id is None or rows.get(event.position_id) is None
+    opened = cycle_id(state.journal_name, recorded.event_id, event, is_first=is_first)
     row = rows.add(
-        cycle_id(state.journal_name, recorded.event_id, event, is_first=is_first),
+        state.as_id(opened),
         recorded,
         book=position_tag(event.user_id, event.token, event.position_id),
         owner_id=event.user_id,
@@ -376,12 +389,12 @@ def _note(state: State, event: Execution, row: Position, effect: Effect) -> None
     row.user_id = state.reference("users", event.user_id)
     if row.user_id is None:
         flag(row, "unknown_user")
-    if event.fee_currency not in (None, event.token):
+    if event.fee_currency is not None and event.fee_currency != event.token:
         flag(row, "fee_in_other_currency")
         _add_other_fee(row, str(event.fee_currency), effect.other_fee)
     if isinstance(event, FillBusted):
         flag(row, "fill_busted")
-    if event.position_id is not None and event.position_id.version == DERIVED:
+    if event.position_id is not None and is_derived(event.position_id):
         flag(row, "derived_position_id")
 
 
@@ -421,11 +434,12 @@ def _liquidated(state: State, recorded: RecordedEvent, event: PositionLiquidated
 def _nothing(state: State, recorded: RecordedEvent, event: PositionLiquidated) -> Position:
     """Return the row for liquidations that found no position in their book."""
     rows, book = state.rows(Position), _book(event)
-    row = rows.edit(id_of_nothing(book), recorded)
+    key = state.as_id(id_of_nothing(book))
+    row = rows.edit(key, recorded)
     if row is None:
         at = recorded.occurred_at
         times = {"opened_at": at, "closed_at": at, "closed_size": recorded.offset + 1}
-        row = rows.add(id_of_nothing(book), recorded, book=book, status=LIQUIDATED, **times)
+        row = rows.add(key, recorded, book=book, status=LIQUIDATED, **times)
     flag(row, "liquidated_nothing")
     return row
 
@@ -435,7 +449,7 @@ def _meant(state: State, recorded: RecordedEvent, event: PositionEvent) -> Posit
     rows, explicit = state.rows(Position), _explicit_book(event.position_id)
     row = _open_cycle(state, explicit) if _book(event) == explicit else None
     row = row or rows.get(event.position_id)
-    if row is None or row.position_id == id_of_nothing(row.book):
+    if row is None or row.position_id == state.as_id(id_of_nothing(row.book)):
         return None
     return rows.touch(row, recorded)
 
@@ -443,7 +457,7 @@ def _meant(state: State, recorded: RecordedEvent, event: PositionEvent) -> Posit
 def _is_in_time(row: Position, event: PositionEvent) -> bool:
     """Whether a cycle is open; an event that comes too late is flagged."""
     if row.status != OPEN:
-        flag(row, f"after_{row.status}:{type(event).__name__}")
+        flag(row, f"after_{row.status}:{event.kind.__name__}")
     return row.status == OPEN
 
 
@@ -457,7 +471,7 @@ def _placed(state: State, recorded: RecordedEvent, event: OrderPlaced) -> None:
     if row is None or row.armed_size is None or row.closing_order_id is not None:
         return
     # Only the one order that these very levels lead to can stand in for them.
-    if event.order_id == closing_order_id(row.position_id, row.armed_size):
+    if event.order_id == state.as_id(closing_order_id(row.position_id, row.armed_size)):
         rows.rename(rows.touch(row, recorded), "closing_order_id", event.order_id)
 
 
@@ -480,6 +494,10 @@ def _order_amended(
         _end_if_done(state, recorded, event, wanted - order.exact_filled_quantity)
 
 
+def _at_work(event: OrderEvent) -> tuple[str, UUID]:
+    return "closing_order_id", event.order_id
+
+
 def _leaves(order: Any, event: OrderFilled) -> Decimal | None:
     """Return what is left of an order after a fill, in its own unit; None if that is not known."""
     if order is None:
@@ -497,7 +515,7 @@ def _end_if_done(
 ) -> None:
     """Arm the levels again where the closing order has nothing left and the cycle is still open."""
     rows = state.rows(Position)
-    row = rows.find("closing_order_id", event.order_id)
+    row = rows.find(*_at_work(event))
     if row is not None and leaves is not None and leaves <= 0:
         rows.rename(rows.touch(row, recorded), "closing_order_id", None)
         _arm(row, recorded)

@@ -195,7 +195,7 @@ def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
 def _begin_cycle(state: State, recorded: RecordedEvent, event: Execution, row: BookBalance) -> None:
     is_first = row.position_id is None
     opened = cycle_id(state.journal_name, recorded.event_id, event, is_first=is_first)
-    row.position_id = opened
+    row.position_id = state.as_id(opened)
     row.user_id, row.token = event.user_id, kept_token(event.token)
 
 
@@ -230,7 +230,7 @@ def _post(
     row.realized_pnl -= sum(amount for account, _, amount in entries if account == REALIZED_PNL)
     for number, (account, currency, amount) in enumerate(entries):
         state.rows(Posting).add(
-            uuid5(recorded.event_id, f"posting {number}"),
+            state.as_id(_posting_id(recorded, number)),
             recorded,
             event_id=recorded.event_id,
             entry=number,
@@ -242,6 +242,11 @@ def _post(
             currency=currency,
             amount=amount,
         )
+
+
+def _posting_id(recorded: RecordedEvent, number: int) -> UUID:
+    """Return the id that follows from the event's, which is text if it came through a lens."""
+    return uuid5(UUID(str(recorded.event_id)), f"posting {number}")
 
 
 def _entries(row: BookBalance, trade: Trade) -> Iterator[Entry]:

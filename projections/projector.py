@@ -3,64 +3,139 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from ledger.errors import LedgerError, StoredEventInvalid
 from ledger.event import RecordedEvent
 from ledger.journal import Journal
-from projections import checkpoints, tables
+from projections import batches, checkpoints, parking
 from projections.database import Database
 from projections.fold import Group
+from projections.lanes import Place
+from projections.leases import Lease, bound
+from projections.projection import State
+from projections.waiting import first_of
 
 BATCH_SIZE = 1000
 POLL_SECONDS = 0.05
+FIRST_POLL_SECONDS = 0.005
+FOLD_EVENTS_PER_SECOND_MIN = 2000
+"""A batch that is folded more slowly than this, beyond a lease's time, is taken for frozen."""
+
+
+KEPT_ROWS_MAX = 20_000
+"""So many rows that may change again are kept for the next batch: some 30 MB for each pair."""
+
+
+class _Kept(NamedTuple):
+    """Rows as they stand in the tables at a checkpoint."""
+
+    state: State
+    at: checkpoints.Checkpoint
 
 
 class Projector:
     """Folds a journal into the tables of one group, batch by batch.
 
     Each batch is one transaction: rows and checkpoint are committed together, and the checkpoint's
-    row is locked first, so that several projectors of one group take turns.
+    row is locked first, so that several projectors of one group take turns. One with a lease raises
+    LeaseLost once somebody else has claimed it; each batch prolongs the lease, and whoever gave it
+    does so while there is nothing to fold.
     """
 
     def __init__(
-        self, database: Database, journal: Journal, group: Group, *, batch_size: int = BATCH_SIZE
+        self,
+        database: Database,
+        journal: Journal,
+        group: Group,
+        *,
+        batch_size: int = BATCH_SIZE,
+        lease: Lease | None = None,
     ) -> None:
         """Take where to read and where to write; `batch_size` is in events."""
         self._database = database
         self._journal = journal
         self._group = group
         self._batch_size = batch_size
+        self._lease = lease
+        self._kept: _Kept | None = None
+        self._size = 0
+        self.folded = 0
+        """Events that this projector has passed so far, whether its group folds them or not."""
+        lease_seconds = database.settings.lease_seconds
+        self._silent_seconds = lease_seconds + batch_size / FOLD_EVENTS_PER_SECOND_MIN
+        self._lock_seconds = 0 if lease is None else lease_seconds
 
     async def advance(self, stop: int | None = None) -> int:
-        """Fold the next batch, not beyond size `stop`; return the number of events folded."""
+        """Fold the next batch, not beyond size `stop`; return the number of events passed.
+
+        Whom a poisoned event concerns is parked; see `batches`.
+        """
+        try:
+            return await self._advance(stop, self._batch_size)
+        except LedgerError as error:
+            if not batches.is_refusal(error):
+                raise
+            start = await self.checkpoint()
+            events, end = await self._read(start, stop, self._batch_size)
+            attempt = functools.partial(self._advance, stop)
+            return await batches.past_refusals(attempt, events, end - start, self._group, error)
+
+    async def _advance(
+        self, stop: int | None, batch_size: int, poisoned: Mapping[Place, str] | None = None
+    ) -> int:
+        named = (self._journal.journal_id, self._journal.name)
+        kept, self._kept = self._kept, None
         async with (
             self._journal.store.write_turn(),
             self._database.transaction() as connection,
         ):
-            size = await checkpoints.lock(connection, self._journal.journal_id, self._group)
-            events = await self._read(size, stop)
+            await bound(connection, self._silent_seconds, self._lock_seconds)
+            at = await checkpoints.lock(connection, named[0], self._group, self._lease)
+            events, end = await self._read(at.size, stop, batch_size)
+            state = None if kept is None or kept.at != at else kept.state
             if events:
-                state = self._group.state(self._journal.journal_id, self._journal.name)
-                await tables.load(connection, state, events)
-                self._group.fold(state, events)
-                await tables.write(connection, self._group, state)
-                end = size + len(events)
-                await checkpoints.advance(connection, state.journal_id, self._group, end)
-        if not events:
-            await self._check_not_ahead(size)
-        return len(events)
+                state = await batches.fold_batch(
+                    connection, self._group, named, events, poisoned, kept=state
+                )
+            written_at = at.updated_at
+            if end > at.size:
+                written_at = await checkpoints.advance(
+                    connection, named[0], self._group, end, self._lease
+                )
+        self._keep(state, checkpoints.Checkpoint(end, at.epoch, written_at))
+        self._size = end
+        self.folded += end - at.size
+        return end - at.size
 
-    async def _check_not_ahead(self, checkpoint: int) -> None:
+    def _keep(self, state: State | None, at: checkpoints.Checkpoint) -> None:
+        """Keep the rows that may change again, as long as nobody else changes them."""
+        if state is None:
+            return
+        for rows in state.tables.values():
+            rows.settle()
+        if sum(map(len, state.tables.values())) <= KEPT_ROWS_MAX:
+            self._kept = _Kept(state, at)
+
+    async def _read(
+        self, start: int, stop: int | None, count: int
+    ) -> tuple[list[RecordedEvent], int]:
+        """Return what the group folds of the next events, and the size after them.
+
+        They go up to one that cannot be decoded; that one is an error.
+        """
         size = await self._journal.size()
-        if checkpoint > size:
-            raise checkpoints.CheckpointAhead(self._group.name, checkpoint, size)
-
-    async def _read(self, start: int, stop: int | None) -> list[RecordedEvent]:
-        end = start + self._batch_size if stop is None else min(stop, start + self._batch_size)
-        chunks = self._journal.read_chunks(start, end, chunk_size=self._batch_size)
-        async for chunk in chunks:
-            return chunk
-        return []
+        if start > size:
+            raise checkpoints.CheckpointAhead(self._group.name, start, size)
+        end = min(size, start + count, size if stop is None else max(start, stop))
+        try:
+            return await self._journal.read_but(self._group.ignored, start, end), end
+        except StoredEventInvalid as error:
+            if error.offset <= start:
+                raise
+            return await self._read(start, error.offset, count)
 
     async def catch_up(self, stop: int | None = None) -> int:
         """Fold up to the journal's present size, or to `stop`; return the number of events."""
@@ -72,26 +147,31 @@ class Projector:
 
         A batch under way is finished first.
         """
-        folded = 0
+        before = self.folded
         while not stopping.is_set():
-            count = await self.advance(stop)
-            folded += count
-            if count == 0:
+            if await self.advance(stop) == 0:
                 if stop is not None:
                     break
                 await self._wait_for_events(stopping)
-        return folded
+        return self.folded - before
 
     async def _wait_for_events(self, stopping: asyncio.Event) -> None:
-        size = await self.checkpoint()
-        while not stopping.is_set() and await self._journal.size() <= size:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stopping.wait(), POLL_SECONDS)
+        async with self._journal.wakeups() as wakeups:
+            # A journal that got shorter is for the next batch to find out.
+            while not stopping.is_set() and await self._journal.size() == self._size:
+                await first_of(stopping.wait(), wakeups.wait())
 
     async def checkpoint(self) -> int:
         """Return the size up to which the tables are folded."""
         async with self._database.snapshot() as connection:
             return await checkpoints.read(connection, self._journal.journal_id, self._group)
+
+    async def check_row(self, table: str, key: Any, size: int) -> None:
+        """Raise RowParked where a row waits for a poisoned event among the first `size`."""
+        async with self._database.snapshot() as connection:
+            await parking.check_row(
+                connection, self._journal.journal_id, self._group, table, key, size
+            )
 
 
 async def wait_visible(
@@ -100,13 +180,22 @@ async def wait_visible(
     size: int,
     group: Group,
     timeout_seconds: float | None = None,
+    row: tuple[str, Any] | None = None,
 ) -> int:
     """Wait until the tables of `group` hold the first `size` events; return the size seen.
 
-    A service that has appended waits for `offset + 1`. Raises TimeoutError after `timeout_seconds`.
+    A service that has appended waits for `offset + 1`. Who waits for one row names its table and
+    key; where that row waits for a poisoned event among these, RowParked is raised at once. Raises
+    TimeoutError after `timeout_seconds`.
     """
     projector = Projector(database, journal, group)
     async with asyncio.timeout(timeout_seconds):
-        while (seen := await projector.checkpoint()) < size:  # noqa: ASYNC110 - no event tells
-            await asyncio.sleep(POLL_SECONDS)
-    return seen
+        pause_seconds = FIRST_POLL_SECONDS
+        while True:
+            seen = await projector.checkpoint()
+            if row is not None:
+                await projector.check_row(*row, size)
+            if seen >= size:
+                return seen
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(POLL_SECONDS, pause_seconds * 1.5)

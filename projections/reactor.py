@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
@@ -36,12 +37,14 @@ from ledger.domain.orders import (
 from ledger.errors import EventExists, EventIdConflict, VersionConflict
 from ledger.event import Amount, Metadata, RecordedEvent
 from ledger.journal import Journal
-from projections import checkpoints, protection
+from projections import checkpoints, parking, protection
 from projections.database import Database
 from projections.dialects import is_among
 from projections.groups import TRADING
-from projections.orders import PARTIALLY_FILLED, PENDING, Order
-from projections.positions import OPEN, Position
+from projections.lanes import Lane, Parking
+from projections.orders import PARTIALLY_FILLED, PENDING, Order, orders
+from projections.positions import OPEN, Position, positions
+from projections.projection import Projection
 from projections.projector import POLL_SECONDS, Projector
 from projections.protection import (
     CHANGING,
@@ -62,6 +65,10 @@ PAUSE_SECONDS = 0.005
 
 _orders, _positions = Order.__table__.c, Position.__table__.c
 _is_unfinished = _orders.status.in_((PENDING, PARTIALLY_FILLED))
+
+
+Reduced = tuple[Row, Row | None, int | None]
+"""An order that may only reduce, the open position of its book, the size at which one closed."""
 
 
 class Reaction(msgspec.Struct, frozen=True):
@@ -203,7 +210,36 @@ class Reactor:
                 is_among(_orders.token, list(tokens), connection.dialect),
             )
             found = [(await connection.execute(query)).all() for query in (positions, resting)]
-            return Tables(size, *found)
+            return await self._without_parked(connection, Tables(size, *found))
+
+    async def _without_parked(self, connection: AsyncConnection, tables: Tables) -> Tables:
+        """Leave out rows that wait for a poisoned event, and positions that such orders close."""
+        rows: list[tuple[Projection[Any], Row]] = [(positions, e) for e in tables.positions]
+        rows += [(orders, each) for each in tables.resting]
+        parked = await self._parked(connection, parking.lanes_of_rows(rows))
+        if not parked:
+            return tables
+        resting = [each for each in tables.resting if not self._is_parked(parked, orders, each)]
+        kept = {each.order_id for each in resting}
+        doubtful = {each.book for each in tables.resting if each.order_id not in kept}
+        open_positions = [
+            each
+            for each in tables.positions
+            if not self._is_parked(parked, positions, each) and each.book not in doubtful
+        ]
+        return Tables(tables.size, open_positions, resting)
+
+    async def _parked(self, connection: AsyncConnection, lanes: Collection[Lane]) -> Parking:
+        return await parking.load(connection, self._journal.journal_id, TRADING.name, lanes)
+
+    def _is_parked(self, parked: Parking, projection: Projection[Any], row: Row) -> bool:
+        """Whether a row is parked; if it is, that is reported once."""
+        lane = parked.lane_of(projection.name, projection.names_of(row))
+        if lane is not None:
+            because = f"{lane} {parked.lanes[lane]}"
+            subject = getattr(row, projection.key)
+            self._report_once(Reaction(f"left alone in {projection.name}:", subject, because))
+        return lane is not None
 
     async def _fire(self, tables: Tables, marks: dict[str, list[Mark]]) -> set[str]:
         """Fire once in each book; return the tokens that have to be looked at again."""
@@ -309,11 +345,31 @@ class Reactor:
             async with self._database.snapshot() as connection:
                 size = await checkpoints.read(connection, self._journal.journal_id, TRADING)
                 pairs = await _reducing(connection, self._journal.journal_id, moved)
+                pairs = await self._pairs_without_parked(connection, pairs)
             moved = await self._settle_each(pairs, size, moved or {})
         return moved or {}
 
+    async def _pairs_without_parked(
+        self, connection: AsyncConnection, pairs: list[Reduced]
+    ) -> list[Reduced]:
+        lanes = parking.lanes_of_rows((orders, order) for order, _, _ in pairs)
+        lanes |= parking.lanes_of_rows((positions, each) for _, each, _ in pairs if each)
+        lanes |= {Lane(positions.name, "book", order.book) for order, _, _ in pairs}
+        parked = await self._parked(connection, lanes)
+        return [each for each in pairs if not parked or self._is_free(parked, *each)]
+
+    def _is_free(
+        self, parked: Parking, order: Row, position: Row | None, _closed_size: int | None
+    ) -> bool:
+        """Whether neither an order nor what it is to reduce is parked."""
+        if self._is_parked(parked, orders, order):
+            return False
+        if position is not None and self._is_parked(parked, positions, position):
+            return False
+        return Lane(positions.name, "book", order.book) not in parked.lanes
+
     async def _settle_each(
-        self, pairs: Iterable[tuple[Row, Row | None, int | None]], size: int, moved: dict[str, UUID]
+        self, pairs: Iterable[Reduced], size: int, moved: dict[str, UUID]
     ) -> dict[str, UUID]:
         undone: dict[str, UUID] = {}
         for order, position, closed_size in pairs:
@@ -379,7 +435,7 @@ def _moved(events: Iterable[RecordedEvent]) -> dict[str, UUID]:
 
 async def _reducing(
     connection: AsyncConnection, journal_id: int, books: Iterable[str] | None
-) -> list[tuple[Row, Row | None, int | None]]:
+) -> list[Reduced]:
     """Return unfinished orders that may only reduce, with what is or was there to be reduced.
 
     That is the open position of the order's book, and the size at which the last one closed.

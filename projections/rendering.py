@@ -21,6 +21,16 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, UUID) else value
 
 
+def encodable(value: Any) -> str:
+    """Return the text of an amount, for encoders that do not know its class.
+
+    Raises TypeError for anything else: a row that came out of a fold has nothing else to hold.
+    """
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    raise TypeError(f"no column can hold {type(value).__name__}")
+
+
 def amount_text(value: Decimal) -> str:
     """Return plain notation without the trailing zeros, which say nothing about an amount."""
     text = format(value, "f")

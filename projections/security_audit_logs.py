@@ -21,13 +21,14 @@ from ledger.domain.api_keys import (
 from ledger.domain.orders import (
     OrderCancelRejected,
     OrderCancelRequested,
+    OrderEvent,
     OrderFailed,
     OrderPlaced,
     OrderRejected,
     OrderReplaceRejected,
     OrderReplaceRequested,
 )
-from ledger.domain.positions import PositionLiquidated, ProtectionSet
+from ledger.domain.positions import PositionEvent, PositionLiquidated, ProtectionSet
 from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
@@ -97,6 +98,8 @@ FAILURES = (
 OWNERS = {"key_id": "api_keys", "order_id": "orders", "position_id": "positions"}
 """Tables whose rows say which user an event without a user id is about."""
 
+USES = (ApiKeyUsed, ApiKeyRefused)
+
 SECRETS = ("type", "password_hash", "key_hash")
 
 ORIGINS = ("actor", "correlation_id", "causation_id")
@@ -138,38 +141,47 @@ class SecurityAuditLog(ReadModel):
     )
 
 
+_decode = msgspec.json.Decoder(dict[str, Any]).decode
+
 security_audit_logs = Projection(
-    SecurityAuditLog, looks_up=["users", *OWNERS.values()], append_only=True
+    SecurityAuditLog,
+    looks_up=["users", *OWNERS.values()],
+    append_only=True,
+    reads_envelope=True,
+    gives=lambda _, recorded: [("log_id", recorded.event_id)],
 )
 
 
-@security_audit_logs.on(*ACTIONS)
+OF_ORDERS = tuple(each for each in ACTIONS if issubclass(each, OrderEvent | PositionEvent))
+OF_USERS = tuple(each for each in ACTIONS if each not in OF_ORDERS)
+
+
+@security_audit_logs.on(*OF_USERS, looks_up=["users", "api_keys"])
+@security_audit_logs.on(*OF_ORDERS, looks_up=["users", "orders", "positions"])
 def _audited(state: State, recorded: RecordedEvent, event: Event) -> None:
-    use = event if isinstance(event, ApiKeyUsed | ApiKeyRefused) else None
+    resource, action = _done(recorded, event)
+    metadata = recorded.metadata
     state.rows(SecurityAuditLog).add(
         recorded.event_id,
         recorded,
         timestamp=recorded.occurred_at,
-        event_type=recorded.type,
+        event_type=event.kind.__name__,
         user_id=_user_id(state, event),
-        ip_address=recorded.metadata.ip_address,
-        resource=_cut((use and use.resource) or recorded.stream),
-        action=_cut((use and use.action) or ACTIONS[type(event)]),
+        ip_address=metadata.ip_address,
+        resource=resource[:TEXT_CHARS_MAX],
+        action=action[:TEXT_CHARS_MAX],
         success=not isinstance(event, FAILURES),
-        details=_details(event) | _origin(recorded.metadata),
-        request_id=_cut(recorded.metadata.request_id),
+        details=_details(recorded.body, metadata),
+        request_id=metadata.request_id and metadata.request_id[:TEXT_CHARS_MAX],
     )
 
 
-def _cut(text: str | None) -> str | None:
-    """Return as much of a text as an indexed column holds."""
-    return text and text[:TEXT_CHARS_MAX]
-
-
-def _origin(metadata: Metadata) -> dict[str, Any]:
-    """Return who acted and in which connection, as JSON values."""
-    known = ((name, getattr(metadata, name)) for name in ORIGINS)
-    return {name: str(value) for name, value in known if value is not None}
+def _done(recorded: RecordedEvent, event: Event) -> tuple[str, str]:
+    """Return what was used or changed, and how."""
+    resource, action = recorded.stream, ACTIONS[event.kind]
+    if isinstance(event, USES):
+        return event.resource or resource, event.action or action
+    return resource, action
 
 
 def _user_id(state: State, event: Event) -> UUID | None:
@@ -178,15 +190,19 @@ def _user_id(state: State, event: Event) -> UUID | None:
     if named is not None:
         return state.reference("users", named)
     for field, table in OWNERS.items():
-        owner = state.look_up(table, getattr(event, field, None))
+        key = getattr(event, field, None)
+        owner = None if key is None else state.look_up(table, key)
         if owner is not None:
             return owner.user_id  # type: ignore[no-any-return]
     return None
 
 
-def _details(event: Event) -> dict[str, Any]:
-    """Return the event's fields as JSON values; amounts are text."""
-    fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(event, enc_hook=str))
+def _details(body: bytes, metadata: Metadata) -> dict[str, Any]:
+    """Return the event's fields as they are stored, without secrets, and who acted."""
+    fields: dict[str, Any] = _decode(body)
     for secret in SECRETS:
         fields.pop(secret, None)
+    for name in ORIGINS:
+        if (value := getattr(metadata, name)) is not None:
+            fields[name] = str(value)
     return fields

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 import sqlalchemy as sa
 from sqlalchemy import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -13,20 +14,25 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.event import RecordedEvent
 from projections.dialects import insert, is_among
 from projections.fold import Group
-from projections.model import values_of
+from projections.model import ReadModel, values_of
 from projections.projection import Projection, Rows, State
+from projections.rendering import encodable
+
+_encode = msgspec.json.Encoder(enc_hook=encodable).encode
 
 
 async def load(connection: AsyncConnection, state: State, events: Sequence[RecordedEvent]) -> None:
-    """Bring into memory all rows that the fold of `events` may look up."""
+    """Bring into memory all rows that the fold of `events` may look up, if they are not there."""
     for rows in state.tables.values():
         projection = rows.projection
         if projection.append_only:
             continue
-        keys = {key for each in events if (key := projection.wanted(each.event)) is not None}
+        keys = {projection.wanted(each.event) for each in events}
+        keys = {key for key in keys if key is not None and rows.get(key) is None}
         await _load(connection, rows, projection.table.c[projection.key], keys)
         for alias in projection.aliases:
             names = {name for each in events for name in alias.wanted(each.event)}
+            names = {name for name in names if not rows.has(alias, name)}
             await _load(connection, rows, projection.table.c[alias.column], names, alias.where)
 
 
@@ -35,7 +41,7 @@ async def _load(
     rows: Rows[Any],
     column: sa.ColumnElement[Any],
     values: Collection[Hashable],
-    where: sa.ColumnElement[bool] | None = None,
+    where: Mapping[str, str] | None = None,
 ) -> None:
     """Load the rows whose `column` has one of `values`."""
     if not values:
@@ -44,7 +50,8 @@ async def _load(
     query = sa.select(*table.columns).where(
         table.c.journal_id == rows.journal_id, is_among(column, values, dialect)
     )
-    for record in await connection.execute(query if where is None else query.where(where)):
+    also = (table.c[name] == wanted for name, wanted in (where or {}).items())
+    for record in await connection.execute(query.where(*also)):
         rows.put(rows.projection.row(*record))
 
 
@@ -55,19 +62,44 @@ async def write(
     for projection in group.projections:
         if only is not None and projection.name not in only:
             continue
-        changed = [values_of(row) for row in group.changed(state, projection.name)]
+        changed = group.changed(state, projection.name)
         if changed:
-            await connection.execute(_upsert(projection, connection.dialect), changed)
+            await _write(connection, projection, changed)
+
+
+async def _write(
+    connection: AsyncConnection, projection: Projection[Any], rows: Sequence[ReadModel]
+) -> None:
+    if connection.dialect.name == "sqlite":
+        await connection.execute(
+            _upsert(projection, connection.dialect), list(map(values_of, rows))
+        )
+        return
+    # One parameter for all: binding each value of each row takes several times as long.
+    encoded = _encode(rows).decode()
+    await connection.execute(_upsert_all(projection, connection.dialect), {"rows": encoded})
+
+
+@cache
+def _upsert_all(projection: Projection[Any], dialect: Dialect) -> sa.Insert:
+    """Return the statement that writes the rows in a JSON array, new or not."""
+    columns = [sa.column(each.name, each.type) for each in projection.table.columns]
+    array = sa.cast(sa.bindparam("rows", type_=sa.Text), sa.JSON)
+    rows = sa.func.json_to_recordset(array).table_valued(*columns).render_derived(with_types=True)
+    statement = insert(projection.table, dialect)
+    return _replacing(projection, statement.from_select(projection.columns, sa.select(rows)))
 
 
 @cache
 def _upsert(projection: Projection[Any], dialect: Dialect) -> sa.Insert:
     """Return the statement that writes a changed row, new or not."""
-    statement = insert(projection.table, dialect)
+    return _replacing(projection, insert(projection.table, dialect))
+
+
+def _replacing(projection: Projection[Any], statement: Any) -> sa.Insert:
+    """Let a statement replace rows of which the keys are there; append-only ones have new keys."""
     if projection.append_only:
-        return statement
+        return cast("sa.Insert", statement)
     key = ("journal_id", projection.key)
-    return statement.on_conflict_do_update(
-        index_elements=key,
-        set_={name: statement.excluded[name] for name in projection.columns if name not in key},
-    )
+    replaced = {name: statement.excluded[name] for name in projection.columns if name not in key}
+    return cast("sa.Insert", statement.on_conflict_do_update(index_elements=key, set_=replaced))

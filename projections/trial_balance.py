@@ -21,6 +21,7 @@ from ledger.journal import Journal
 from projections import checkpoints
 from projections.database import Database
 from projections.groups import POSTINGS, TRADING
+from projections.lanes import NO_RULINGS, Rulings
 from projections.numbers import ZERO
 from projections.positions import Position, signed_cost
 from projections.postings import (
@@ -205,14 +206,18 @@ def _of_positions(positions: Iterable[Position]) -> Figures:
 
 
 async def folded_balance(
-    journal: Journal, size: int, advanced: Callable[[int], None] = lambda _: None
+    journal: Journal,
+    size: int,
+    advanced: Callable[[int], None] = lambda _: None,
+    rulings: tuple[Rulings, Rulings] = (NO_RULINGS, NO_RULINGS),
 ) -> TrialBalance:
     """Return the trial balance as of `size`, from folds of the journal alone.
 
-    `advanced` is told how many events were folded: each event twice, once by each group.
+    `advanced` is told how many events were folded: each event twice, once by each group. `rulings`
+    are those about positions and about postings.
     """
-    trading = await fold_prefix(journal, TRADING, size, advanced)
-    booked = await fold_prefix(journal, POSTINGS, size, advanced)
+    trading = await fold_prefix(journal, TRADING, size, advanced, rulings=rulings[0])
+    booked = await fold_prefix(journal, POSTINGS, size, advanced, rulings=rulings[1])
     rows = (booked.rows(Posting), booked.rows(BookBalance), trading.rows(Position))
     return trial_balance(size, *rows)
 

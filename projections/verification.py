@@ -12,10 +12,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.journal import Journal
 from ledger.schema import journals
-from projections import checkpoints
+from projections import checkpoints, parking
 from projections.database import Database
 from projections.fold import Group
 from projections.model import ReadModel, values_of
+from projections.parking import ParkedKey, SkippedEvent
 from projections.projection import Projection, State
 from projections.rendering import as_text
 from projections.replaying import fold_prefix
@@ -50,13 +51,25 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Verified(msgspec.Struct):
-    """What was compared, how many differences there are, and the first of them."""
+    """What was compared, how many differences there are, and the first of them.
+
+    Rows that are `parked` are as they were before the event that their fold could not take, and
+    those that it should have made are missing, so they are not verified. What was `skipped` is
+    left out of the tables and of the fold alike.
+    """
 
     sizes: dict[str, int] = msgspec.field(default_factory=dict)
     rows: int = 0
     tables: int = 0
     differences: int = 0
     first: list[Difference] = msgspec.field(default_factory=list)
+    parked: list[ParkedKey] = msgspec.field(default_factory=list)
+    skipped: list[SkippedEvent] = msgspec.field(default_factory=list)
+
+    @property
+    def is_verified(self) -> bool:
+        """Whether the tables are what the journal says, but for what was skipped."""
+        return self.differences == 0 and not self.parked
 
     @property
     def events(self) -> int:
@@ -82,8 +95,11 @@ async def verify(
         async with database.snapshot() as connection:
             checkpoint = await checkpoints.read(connection, journal.journal_id, group)
             size = await _compare_checkpoint(journal, group, checkpoint, result)
-            state = await fold_prefix(journal, group, size, advanced)
+            rulings = await parking.rulings(connection, journal.journal_id, group)
+            state = await fold_prefix(journal, group, size, advanced, rulings=rulings)
             result.sizes[group.name] = size
+            result.skipped += await parking.skipped(connection, journal.journal_id, group, size)
+            await _compare_parking(connection, group, state, result)
             for projection in group.projections:
                 await _compare_table(connection, group, projection, state, result)
                 await _find_strays(connection, projection, result)
@@ -99,6 +115,24 @@ async def _compare_checkpoint(
         found = str(checkpoint)
         result.note(Difference("checkpoints", group.name, "size", f"at most {size}", found))
     return min(checkpoint, size)
+
+
+async def _compare_parking(
+    connection: AsyncConnection, group: Group, state: State, result: Verified
+) -> None:
+    """Compare the parked keys with those that the fold has parked."""
+    found = await parking.parked(connection, state.journal_id, group)
+    result.parked += found
+    live = {each.lane: each.offset for each in found}
+    expected = {lane: each.offset for lane, each in state.parking.lanes.items()}
+    for lane in expected.keys() | live.keys():
+        if expected.get(lane) != live.get(lane):
+            texts = (_parked_since(each.get(lane)) for each in (expected, live))
+            result.note(Difference("parked_keys", str(lane), None, *texts))
+
+
+def _parked_since(offset: int | None) -> str:
+    return "is not parked" if offset is None else f"is parked at offset {offset}"
 
 
 async def _find_strays(

@@ -9,6 +9,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 
 import sqlalchemy as sa
 
+from ledger.codec import encode_event
 from ledger.event import Event, Metadata, NewEvent, RecordedEvent
 from ledger.journal import Journal
 from projections.database import Database
@@ -42,7 +43,7 @@ def record(
             recorded_at=START + timedelta(seconds=offset),
             occurred_at=START + timedelta(seconds=offset),
             metadata=metadata or Metadata(),
-            body=b"",
+            body=encode_event(event),
             event=event,
         )
         for offset, event in enumerate(events, first_offset)

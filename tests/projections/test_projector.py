@@ -9,19 +9,21 @@ import sys
 from random import Random
 
 import pytest
+import sqlalchemy as sa
 
-from ledger.domain.users import UserRegistered
+from ledger.domain.users import RolesChanged, UserRegistered
 from ledger.errors import SchemaMissing
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
-from projections import bookkeeping
-from projections.checkpoints import FoldChanged
+from projections import bookkeeping, checkpoints
+from projections.checkpoints import CheckpointAhead, FoldChanged
 from projections.database import Database
 from projections.fold import Group
 from projections.groups import GROUPS, MARKS, TRADING
 from projections.projector import Projector, wait_visible
+from projections.users import users
 from tests.projections.random_events import random_events
-from tests.projections.support import an_id, append, assert_live_is_replay
+from tests.projections.support import an_id, append, assert_live_is_replay, live_tables
 
 POINTS = 50
 
@@ -99,6 +101,23 @@ async def test_a_stopped_projector_finishes_its_batch(journal: Journal, database
     assert await running == size
 
 
+async def test_a_journal_that_got_shorter_is_noticed(
+    journal: Journal, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also by a projector that is at the end and waits for events."""
+    size = await append(journal, random_events(Random(12), 20))
+    projector = Projector(database, journal, MARKS)
+    running = asyncio.create_task(projector.run(asyncio.Event()))
+    await wait_visible(database, journal, size, MARKS, timeout_seconds=30)
+
+    async def shorter(_journal: Journal) -> int:
+        return size - 1
+
+    monkeypatch.setattr(Journal, "size", shorter)
+    with pytest.raises(CheckpointAhead, match=f"beyond the journal's size {size - 1}"):
+        await asyncio.wait_for(running, 30)
+
+
 async def test_another_version_of_the_fold_is_refused(journal: Journal, database: Database) -> None:
     """A program with another fold does not write into tables that it would not fill like this."""
     await append(journal, random_events(Random(6), 10))
@@ -133,3 +152,37 @@ async def test_an_unreachable_database_is_unhealthy() -> None:
         health = await database.health()
     assert not health.healthy
     assert health.error
+
+
+async def test_rows_that_are_kept_are_those_of_the_tables(
+    journal: Journal, database: Database
+) -> None:
+    """Projectors that take turns see what the others have written, and go on with their own."""
+    dice = Random(11)
+    await append(journal, random_events(dice, 500))
+    for group in GROUPS.values():
+        ones = [Projector(database, journal, group, batch_size=dice.randint(1, 40)) for _ in "ab"]
+        while await ones[0].checkpoint() < 500:
+            await dice.choice(ones).advance()
+            if dice.random() < 0.3:
+                await dice.choice(ones).advance(await ones[0].checkpoint() + dice.randint(0, 3))
+        assert await assert_live_is_replay(journal, database, group) == 500
+
+
+async def test_rows_changed_at_the_same_size_are_read_anew(
+    journal: Journal, database: Database
+) -> None:
+    """Whoever changes rows at one size says so, and nobody goes on with the old ones."""
+    user_id = an_id("ada")
+    await append(journal, [UserRegistered(user_id=user_id, username="ada")])
+    projector = Projector(database, journal, TRADING)
+    await projector.advance()
+    async with database.transaction() as connection:
+        await checkpoints.lock(connection, journal.journal_id, TRADING)
+        changed = sa.update(users.table).values(email="somebody@else")
+        await connection.execute(changed)
+        await checkpoints.renounce(connection, journal.journal_id, TRADING)
+    await append(journal, [RolesChanged(user_id=user_id, roles=("admin",))])
+    await projector.advance()
+    [row] = (await live_tables(database, TRADING))["users"].values()
+    assert (row["email"], row["roles"]) == ("somebody@else", ["admin"])

@@ -546,6 +546,8 @@ async def test_a_busy_book_keeps_no_other_waiting(desk: Desk) -> None:
 class BusyJournal(Journal):
     """A journal in which the position always moves just before a closing order is appended."""
 
+    database: Database
+
     async def append(
         self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
     ) -> Appended:
@@ -553,7 +555,7 @@ class BusyJournal(Journal):
         new = [events] if isinstance(events, NewEvent) else events
         for each in new:
             if isinstance(each.event, OrderPlaced) and each.event.closes_position_id:
-                await Desk(self, None).trade(BUY, "0.01", order_id=uuid4())  # type: ignore[arg-type]
+                await Desk(self, self.database).trade(BUY, "0.01", order_id=uuid4())
         return await super().append(events, *conditions)
 
 
@@ -562,7 +564,9 @@ async def test_a_mark_that_could_not_be_acted_on_is_said(settings: Settings) -> 
     clock = Clock()
     async with open_journal(settings, clock=clock) as opened, Database(settings) as database:
         [info] = await opened.store.journals()
-        desk = Desk(BusyJournal(opened.store, info), database)
+        busy = BusyJournal(opened.store, info)
+        busy.database = database
+        desk = Desk(busy, database)
         await desk.open()
         mark = await desk.mark("80")
         for _ in range(2):

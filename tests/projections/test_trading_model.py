@@ -256,7 +256,7 @@ class Trading(RuleBasedStateMachine):
         order_id, asked = self.pick(number)
         left = asked.quantity - asked.filled
         if quantity is None and left > 0:
-            quantity = str(decimal(left))
+            quantity = format(decimal(left), "f")
         if quantity is not None:
             self.execute(order_id, asked, quantity, deal)
 

@@ -63,6 +63,8 @@ def _end_with(parent: Connection) -> None:
 async def build_all(work: Work, parts: Sequence[Part], executor: Executor) -> list[Built]:
     """Fold all parts and tell how far they are; BuildFailed for the first that fails."""
     total = sum(part.size for part in parts)
+    # What is told are events of journals for each group, though several parts read them.
+    events = sum({(part.group, part.journal_id): part.size for part in parts}.values())
     loop = asyncio.get_running_loop()
     futures = [loop.run_in_executor(executor, build, work.settings, part) for part in parts]
     waiting: set[asyncio.Future[Built]] = set(futures)
@@ -75,7 +77,8 @@ async def build_all(work: Work, parts: Sequence[Part], executor: Executor) -> li
             for future in done:
                 _check(future, parts[futures.index(future)])
             async with work.database.transaction() as connection:
-                work.watch.folded(await side.read_progress(connection, names), total)
+                passed = await side.read_progress(connection, names)
+            work.watch.folded(passed * events // max(1, total), events)
     finally:
         for future in futures:
             future.cancel()

@@ -492,7 +492,6 @@ async def test_what_is_parked_follows_its_tables(
     before = await fetch(database, parked)
     assert {row[0] for row in before} == {"trading"}
     monkeypatch.undo()
-    clear_handlers()
     await rebuilt(settings, [each.name for each in TRADING.projections], Asked(accepts=True))
     assert "trading" not in {row[0] for row in await fetch(database, parked)}
     await assert_verified(journal, database)
@@ -548,10 +547,6 @@ def poison(monkeypatch: pytest.MonkeyPatch, projection: Projection, kind: type) 
         raise ValueError("poisoned")
 
     monkeypatch.setitem(projection.handlers, kind, raising)
-    clear_handlers()
-
-
-def clear_handlers() -> None:
-    """Forget what the group has derived from its projections."""
     for name in ("_handlers", "steps", "event_types"):
-        TRADING.__dict__.pop(name, None)
+        getattr(TRADING, name)  # what it has derived is put back afterwards
+        monkeypatch.delitem(TRADING.__dict__, name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Collection, Hashable, Sequence
 from contextlib import AsyncExitStack
 from decimal import localcontext
@@ -42,6 +43,7 @@ _encode_lines = msgspec.json.Encoder(enc_hook=encodable).encode_lines
 _EMPTY: dict[type[Any], str] = {dict: "{}", list: "[]"}
 _encode_json = msgspec.json.Encoder(order="deterministic").encode
 _astuple = msgspec.structs.astuple
+_other_escape = re.compile(rb'\\[^"]').search
 
 
 class Loader(Protocol):
@@ -226,17 +228,20 @@ class CsvEncoder:
         with localcontext(CONTEXT):
             values = [self._values(row) for row in rows]
         encoded = _encode_lines(values)
-        if encoded.count(b"\\") != encoded.count(b'\\"'):
+        if _other_escape(encoded):
             return "".join(map(_quoted, values)).encode()
-        # A line's end within text is escaped, so these are the ends of lines.
-        return encoded[1:-2].replace(b"]\n[", b"\n") + b"\n"
+        # A line's end within text is escaped, so these are the ends of lines. Splitting and joining
+        # takes half as long as replacing.
+        return b"\n".join(encoded[1:-2].split(b"]\n[")) + b"\n"
 
     def _values(self, row: ReadModel) -> list[Any]:
         values = list(_astuple(self._finish(row)))
         for number in self._json:
-            if (value := values[number]) is not None:
-                empty = None if value else _EMPTY.get(type(value))
-                values[number] = empty or _encode_json(value).decode()
+            value = values[number]
+            if value:
+                values[number] = _encode_json(value).decode()
+            elif value is not None:
+                values[number] = _EMPTY.get(type(value)) or _encode_json(value).decode()
         return values
 
 

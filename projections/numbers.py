@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 
 from ledger.event import CONTEXT
 
-__all__ = ["CONTEXT", "INTEGER_MAX", "TEXT_CHARS_MAX", "ZERO", "Fit", "bounded", "short"]
+__all__ = ["CONTEXT", "INTEGER_MAX", "TEXT_CHARS_MAX", "ZERO", "bounded", "fit_of", "short"]
 
 TEXT_CHARS_MAX = 255
 INTEGER_MAX = 2**63 - 1
 ZERO = Decimal(0)
 
 
-class Fit:
-    """How an amount gets into a NUMERIC(precision, scale) column."""
+def fit_of(precision: int, scale: int) -> Callable[[Decimal], Decimal | None]:
+    """Return the function that brings an amount into the form of a NUMERIC(precision, scale).
 
-    def __init__(self, precision: int, scale: int) -> None:
-        """Take the column's bounds."""
-        self._limit = Decimal(10) ** (precision - scale)
-        self._unit = Decimal(1).scaleb(-scale)
+    It rounds to the column's places (half even), and gives None for what is too large for it.
+    """
+    unit, context = Decimal(1).scaleb(-scale), CONTEXT.copy()
+    context.prec = precision  # so that quantising raises just where the column has too few digits
 
-    def __call__(self, value: Decimal) -> Decimal | None:
-        """Return `value` with the column's places (half even), None if it is too large for it."""
+    def fit(value: Decimal) -> Decimal | None:
         try:
-            rounded = value.quantize(self._unit, None, CONTEXT)
-        except InvalidOperation:  # not even the context holds so many digits
+            return value.quantize(unit, None, context)
+        except InvalidOperation:
             return None
-        return rounded if -self._limit < rounded < self._limit else None
+
+    return fit
 
 
 def short(text: str | None) -> str | None:

@@ -68,7 +68,7 @@ INEXACT = "inexact_amount"
 BUY = Action.BUY
 EXACT_DIGITS_MAX = CONTEXT.prec - 1
 _UNITS = [Decimal(1).scaleb(-places) for places in range(100)]
-BASIS_POINTS = 10_000
+BASIS_POINTS = Decimal(10_000)
 
 
 class Order(TimedModel):
@@ -182,39 +182,36 @@ class Order(TimedModel):
 
 
 def _derived(row: Order) -> dict[str, Decimal | None]:
-    filled, notional = row.exact_filled_quantity, row.exact_notional
+    action, filled, notional = row.action, row.exact_filled_quantity, row.exact_notional
+    spent, got = (notional, filled) if action == BUY else (filled, notional)
+    is_known, is_exact = action is not None, INEXACT not in row.flags
     average = notional / filled if filled else None
-    is_known, is_buy = row.action is not None, row.action == BUY
-    spent, got = (notional, filled) if is_buy else (filled, notional)
     return {
         "quantity": row.exact_quantity,
         "price": row.exact_price,
         "filled_quantity": filled,
-        "leaves_quantity": leaves(row.stage, _is_filled(row), filled, row.exact_quantity),
+        "leaves_quantity": leaves(row.stage, row.status == EXECUTED, filled, row.exact_quantity),
         "average_fill_price": average,
         "amount_in": spent if is_known else None,
         "amount_out": got if is_known else None,
-        "raw_amount_in": _raw(row, spent, row.amount_in_decimals),
-        "raw_amount_out": _raw(row, got, row.amount_out_decimals),
+        "raw_amount_in": _integer(spent, row.amount_in_decimals) if is_exact else None,
+        "raw_amount_out": _integer(got, row.amount_out_decimals) if is_exact else None,
         "fees": row.exact_fees,
-        "slippage_actual": _slippage(row, average),
+        "slippage_actual": None if average is None else _slippage(row, average),
     }
 
 
-def _raw(row: Order, amount: Decimal, decimals: int | None) -> Decimal | None:
-    """Return the amount as an integer, None where it has none that is exact."""
-    if decimals is None or INEXACT in row.flags:
-        return None
-    return amount.scaleb(decimals)
+def _integer(amount: Decimal, decimals: int | None) -> Decimal | None:
+    return None if decimals is None else amount.scaleb(decimals)
 
 
-def _slippage(row: Order, average: Decimal | None) -> Decimal | None:
+def _slippage(row: Order, average: Decimal) -> Decimal | None:
     """Return basis points from the reference, or else the limit price; positive is adverse."""
     reference = row.reference_price or row.exact_price
-    if average is None or not reference or row.action is None:
+    if not reference or row.action is None:
         return None
-    side = 1 if row.action == BUY else -1
-    return side * (average - reference) / reference * BASIS_POINTS
+    adverse = BASIS_POINTS if row.action == BUY else -BASIS_POINTS
+    return (average - reference) / reference * adverse
 
 
 def _rests(row: Order) -> bool:
@@ -234,7 +231,8 @@ def _placed(state: State, recorded: RecordedEvent, event: OrderPlaced) -> None:
     if is_first:
         row.placed_size = recorded.offset + 1
         _take_terms(state, row, event)
-        _settle(row, recorded)
+        if row.exact_filled_quantity > ZERO:  # else the step has named the state already
+            _settle(row, recorded)
 
 
 def _take_terms(state: State, row: Order, event: OrderPlaced) -> None:
@@ -272,26 +270,26 @@ def _fact(state: State, recorded: RecordedEvent, event: OrderEvent) -> Order:
     return rows.edit(event.order_id, recorded) or rows.add(event.order_id, recorded)
 
 
-def _is_filled(row: Order) -> bool:
-    return reaches(row.exact_filled_quantity, row.exact_notional, row.exact_quantity, row.amount)
-
-
 def _step(row: Order, event_type: type[OrderEvent]) -> None:
     """Move the stage by an event, with the quantities before it, and count it if it misfits."""
-    filled = row.exact_filled_quantity
-    is_filled = reaches(filled, row.exact_notional, row.exact_quantity, row.amount)
+    has_fills = row.exact_filled_quantity > ZERO
+    is_filled = has_fills and _is_filled(row)
     row.stage, misfit, row.ord_status, row.status = step(
-        row.stage, event_type, filled > ZERO, is_filled
+        row.stage, event_type, has_fills, is_filled
     )
     if misfit is not None:
         flag(row, misfit)
 
 
+def _is_filled(row: Order) -> bool:
+    return reaches(row.exact_filled_quantity, row.exact_notional, row.exact_quantity, row.amount)
+
+
 def _settle(row: Order, recorded: RecordedEvent) -> None:
     """Name the state that the stage and other quantities add up to."""
-    filled = row.exact_filled_quantity
-    is_filled = reaches(filled, row.exact_notional, row.exact_quantity, row.amount)
-    row.ord_status, row.status = names(row.stage, filled > ZERO, is_filled)
+    has_fills = row.exact_filled_quantity > ZERO
+    is_filled = has_fills and _is_filled(row)
+    row.ord_status, row.status = names(row.stage, has_fills, is_filled)
     if row.status == EXECUTED:
         row.executed_at = row.executed_at or recorded.occurred_at
     elif not row.stage & ENDED:
@@ -299,7 +297,6 @@ def _settle(row: Order, recorded: RecordedEvent) -> None:
 
 
 @orders.on(
-    OrderAccepted,
     OrderTriggered,
     OrderStopped,
     OrderDoneForDay,
@@ -307,22 +304,29 @@ def _settle(row: Order, recorded: RecordedEvent) -> None:
     OrderReplaceRejected,
     OrderCancelPending,
     OrderCancelRejected,
+    OrderCancelled,
+    OrderExpired,
 )
 def _reported(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
-    """Take what the venue says of the order's state."""
+    """Take what the venue says of the order's state; one that is finished already stays so."""
+    _step(_fact(state, recorded, event), event.kind)
+
+
+@orders.on(OrderAccepted)
+def _accepted(state: State, recorded: RecordedEvent, event: OrderAccepted) -> None:
+    """Take the venue's id of the order too."""
     row = _fact(state, recorded, event)
-    _step(row, event.kind)
-    if isinstance(event, OrderAccepted):
-        row.venue_order_id = short(event.venue_order_id) or row.venue_order_id
+    _step(row, OrderAccepted)
+    row.venue_order_id = short(event.venue_order_id) or row.venue_order_id
 
 
-@orders.on(OrderCancelled, OrderExpired, OrderRejected, OrderFailed)
-def _ended(state: State, recorded: RecordedEvent, event: OrderEvent) -> None:
-    """End the order; one that is finished already stays so."""
+@orders.on(OrderRejected, OrderFailed)
+def _failed(state: State, recorded: RecordedEvent, event: OrderRejected | OrderFailed) -> None:
+    """End the order and keep the reason, unless it is finished already."""
     row = _fact(state, recorded, event)
     had_ended = row.stage & ENDED
     _step(row, event.kind)
-    if row.stage & ENDED and not had_ended and isinstance(event, OrderRejected | OrderFailed):
+    if row.stage & ENDED and not had_ended:
         row.failed_reason = event.reason
 
 
@@ -353,61 +357,61 @@ def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
     """Move the quantities, whatever the status: a late fill is real."""
     row = _fact(state, recorded, event)
     _step(row, event.kind)
-    if event.quantity <= 0:
+    if event.quantity <= ZERO:
         flag(row, "quantity_not_positive")
     else:
-        _match(state, row, event)
+        token = kept_token(event.token)
+        _match(state, row, event, token)
         _book(row, event)
-        _book_fee(row, event)
+        if event.fee is not None:
+            _book_fee(row, event, event.fee)
         row.transaction_signature = short(event.transaction_signature) or row.transaction_signature
-        _link(state, recorded, event, row)
+        _link(state, recorded, event, row, token)
     _settle(row, recorded)
 
 
-def _match(state: State, row: Order, event: Execution) -> None:
+def _match(state: State, row: Order, event: Execution, token: str) -> None:
     """Compare the fill with the order's terms, which it stands for if there are none."""
-    known = (row.token, row.action)
-    if row.order_type is None and row.user_id is None:
-        row.user_id = state.reference("users", event.user_id)
-    if row.order_type is None and known == (None, None):
-        row.token, row.action = kept_token(event.token), event.action
-    elif known != (kept_token(event.token), event.action) or _is_of_another(row, event):
+    is_first = False
+    if row.order_type is None:
+        row.user_id = row.user_id or state.reference("users", event.user_id)
+        is_first = row.token is None and row.action is None
+    if is_first:
+        row.token, row.action = token, event.action
+    elif row.token != token or row.action != event.action or _is_of_another(row, event):
         flag(row, "other_terms")
 
 
 def _is_of_another(row: Order, event: Execution) -> bool:
-    return None not in (row.user_id, event.user_id) and row.user_id != event.user_id
+    ordered, filled = row.user_id, event.user_id
+    return ordered != filled and ordered is not None and filled is not None
 
 
 def _book(row: Order, event: Execution) -> None:
     """Add the fill to the order's sums, or take a busted one back out."""
     quantity, notional = +event.quantity, event.notional()
     if row.action == BUY:
-        row.amount_in_decimals = _places(notional, row.amount_in_decimals)
-        row.amount_out_decimals = _places(quantity, row.amount_out_decimals)
+        paid_places = row.amount_in_decimals = _places(notional, row.amount_in_decimals)
+        size_places = row.amount_out_decimals = _places(quantity, row.amount_out_decimals)
     else:
-        row.amount_in_decimals = _places(quantity, row.amount_in_decimals)
-        row.amount_out_decimals = _places(notional, row.amount_out_decimals)
-    if isinstance(event, FillBusted):
+        size_places = row.amount_in_decimals = _places(quantity, row.amount_in_decimals)
+        paid_places = row.amount_out_decimals = _places(notional, row.amount_out_decimals)
+    if event.kind is FillBusted:
         quantity, notional = -quantity, -notional
         flag(row, "fill_busted")
-    row.exact_filled_quantity += quantity
-    row.exact_notional += notional
-    _check_sums(row)
-
-
-def _check_sums(row: Order) -> None:
-    """Flag what is odd about the sums; with too many digits some may have been rounded away."""
-    filled, notional = row.exact_filled_quantity, row.exact_notional
-    spent, got = (notional, filled) if row.action == BUY else (filled, notional)
-    # Of a zero the exponent says nothing, and tables do not keep it.
-    spent_digits = (spent.adjusted() if spent else 0) + (row.amount_in_decimals or 0)
-    got_digits = (got.adjusted() if got else 0) + (row.amount_out_decimals or 0)
-    if spent_digits >= EXACT_DIGITS_MAX or got_digits >= EXACT_DIGITS_MAX:
+    row.exact_filled_quantity = filled = row.exact_filled_quantity + quantity
+    row.exact_notional = paid = row.exact_notional + notional
+    if _is_too_long(filled, size_places) or _is_too_long(paid, paid_places):
         flag(row, INEXACT)
-    if filled < 0:
+    if filled < ZERO:
         flag(row, "more_busted_than_filled")
     _check_overfill(row)
+
+
+def _is_too_long(total: Decimal, places: int) -> bool:
+    """Whether a sum with so many places has more digits than are kept for certain."""
+    # Of a zero the exponent says nothing, and tables do not keep it.
+    return (total.adjusted() if total else 0) + places >= EXACT_DIGITS_MAX
 
 
 def _check_overfill(row: Order) -> None:
@@ -423,15 +427,15 @@ def _places(amount: Decimal, known: int | None) -> int:
     """Return the number of places of an amount, or the known one if that is larger."""
     if known is not None and amount.same_quantum(_UNITS[known]):
         return known  # as good as always, and much faster than taking the number apart
-    exponent = amount.as_tuple().exponent
-    return max(known or 0, -exponent if isinstance(exponent, int) else 0)
+    text = str(amount)
+    if "E" in text:
+        text = f"{amount:f}"
+    return max(known or 0, len(text.partition(".")[2]))
 
 
-def _book_fee(row: Order, event: Execution) -> None:
+def _book_fee(row: Order, event: Execution, fee: Decimal) -> None:
     """Add the fee, or take it back out: in the quote currency, or among those of others."""
-    if event.fee is None:
-        return
-    fee = -event.fee if isinstance(event, FillBusted) else +event.fee
+    fee = -fee if event.kind is FillBusted else +fee
     if event.fee_currency is None:
         row.exact_fees += fee
     elif event.fee_currency == event.token:
@@ -441,17 +445,17 @@ def _book_fee(row: Order, event: Execution) -> None:
         row.other_fees[event.fee_currency] = format(total, "f")
 
 
-def _link(state: State, recorded: RecordedEvent, event: Execution, row: Order) -> None:
+def _link(state: State, recorded: RecordedEvent, event: Execution, row: Order, token: str) -> None:
     """Note the position that this very fill has moved, or why it has moved none."""
     if event.user_id is None:
-        if isinstance(event, OrderFilled):
+        if event.kind is OrderFilled:
             flag(row, "fill_without_position")
         return
     book = position_tag(event.user_id, event.token, event.position_id)
     position = state.tables["positions"].find("book", book)
     if position is None or position.changed_size != recorded.offset + 1:
         return
-    if (position.token, position.owner_id) != (kept_token(event.token), event.user_id):
+    if position.token != token or position.owner_id != event.user_id:
         flag(row, "fill_of_another")
     else:
         row.position_id = row.position_id or position.position_id

@@ -269,9 +269,9 @@ positions = Projection(
     looks_up=["users", "orders"],
     # The book is last: by it the open cycle must be found, whatever else is in memory.
     aliases=[
-        Alias("position_id", _cycles),
-        Alias("closing_order_id", _orders_at_work),
-        Alias("book", _books, {"status": OPEN}),
+        Alias("position_id", _cycles, types=(PositionLiquidated, OrderPlaced)),
+        Alias("closing_order_id", _orders_at_work, types=(OrderFilled, *ENDINGS, *AMENDMENTS)),
+        Alias("book", _books, {"status": OPEN}, types=(Execution, PositionEvent)),
     ],
     gives=_gives,
     derived=_derived,
@@ -282,21 +282,22 @@ positions = Projection(
 @positions.on(OrderFilled, FillBusted)
 def _executed(state: State, recorded: RecordedEvent, event: Execution) -> None:
     """Move the book of the fill; the bust of a fill moves it back."""
-    if event.quantity <= 0:
+    if event.quantity <= ZERO:
         return
     if event.user_id is not None:
         _trade(state, recorded, event, event.user_id)
-    if isinstance(event, OrderFilled) and state.rows(Position).find(*_at_work(event)) is not None:
+    if event.kind is OrderFilled and _closed_by(state, event) is not None:
         order = state.look_up("orders", event.order_id)
         _end_if_done(state, recorded, event, _leaves(order, event))
 
 
 def _trade(state: State, recorded: RecordedEvent, event: Execution, user_id: UUID) -> None:
-    row = _open_cycle(state, position_tag(user_id, event.token, event.position_id))
+    book = position_tag(user_id, event.token, event.position_id)
+    row = _open_cycle(state, book)
     effect = effect_of(event)
     if row is None:
-        _open(state, recorded, event, effect)
-    elif (row.token, row.owner_id) != (kept_token(event.token), user_id):
+        _open(state, recorded, event, book, effect)
+    elif row.token != kept_token(event.token) or row.owner_id != user_id:
         # An explicit position is named by a fill in another token or of another user.
         flag(state.rows(Position).touch(row, recorded), "fill_of_another")
     else:
@@ -308,9 +309,11 @@ def _open_cycle(state: State, book: str) -> Position | None:
     return row if row is not None and row.status == OPEN else None
 
 
-def _open(state: State, recorded: RecordedEvent, event: Execution, effect: Effect) -> None:
-    """Begin a cycle, unless the token's fee left nothing to hold."""
-    if effect.size == 0 or event.user_id is None:
+def _open(
+    state: State, recorded: RecordedEvent, event: Execution, book: str, effect: Effect
+) -> None:
+    """Begin a cycle of the book, unless the token's fee left nothing to hold."""
+    if not effect.size:
         return
     rows, order = state.rows(Position), state.look_up("orders", event.order_id)
     is_first = event.position_id is None or rows.get(event.position_id) is None
@@ -318,13 +321,13 @@ def _open(state: State, recorded: RecordedEvent, event: Execution, effect: Effec
     row = rows.add(
         state.as_id(opened),
         recorded,
-        book=position_tag(event.user_id, event.token, event.position_id),
+        book=book,
         owner_id=event.user_id,
         token=kept_token(event.token),
         opened_at=recorded.occurred_at,
         strategy=None if order is None else order.strategy,
     )
-    if isinstance(event, FillBusted):
+    if event.kind is FillBusted:
         flag(row, "reopened_unprotected")
     _increase(state, event, row, effect)
 
@@ -334,7 +337,7 @@ def _move(
 ) -> None:
     """Increase, reduce, close or flip the open cycle."""
     state.rows(Position).touch(row, recorded)
-    if effect.size * row.exact_size >= 0:
+    if effect.size * row.exact_size >= ZERO:
         _increase(state, event, row, effect)
     elif abs(effect.size) < abs(row.exact_size):
         _reduce(state, event, row, effect)
@@ -342,21 +345,21 @@ def _move(
         closing, opening = effect.split(effect.size + row.exact_size)
         _note(state, event, row, closing)
         _close(state, recorded, row, closing.value, CLOSED)
-        _open(state, recorded, event, opening)
+        _open(state, recorded, event, row.book, opening)
 
 
 def _increase(state: State, event: Execution, row: Position, effect: Effect) -> None:
     _note(state, event, row, effect)
-    row.exact_size += effect.size
-    row.cost_basis += effect.value if row.exact_size > 0 else -effect.value
-    row.exact_entry_price = row.cost_basis / abs(row.exact_size)
+    row.exact_size = size = row.exact_size + effect.size
+    row.cost_basis += effect.value if size > ZERO else -effect.value
+    row.exact_entry_price = row.cost_basis / abs(size)
 
 
 def _reduce(state: State, event: Execution, row: Position, effect: Effect) -> None:
     """Take out a part: at the average cost, or at its own where a fill is taken back."""
     _note(state, event, row, effect)
     proceeds = -effect.value if row.exact_size > 0 else effect.value
-    undone = isinstance(event, FillBusted)
+    undone = event.kind is FillBusted
     cost = proceeds if undone else row.cost_basis * abs(effect.size) / abs(row.exact_size)
     row.exact_realized_pnl += _gain(row, proceeds - cost)
     row.cost_basis -= cost
@@ -392,7 +395,7 @@ def _note(state: State, event: Execution, row: Position, effect: Effect) -> None
     if event.fee_currency is not None and event.fee_currency != event.token:
         flag(row, "fee_in_other_currency")
         _add_other_fee(row, str(event.fee_currency), effect.other_fee)
-    if isinstance(event, FillBusted):
+    if event.kind is FillBusted:
         flag(row, "fill_busted")
     if event.position_id is not None and is_derived(event.position_id):
         flag(row, "derived_position_id")
@@ -494,11 +497,12 @@ def _order_amended(
         _end_if_done(state, recorded, event, wanted - order.exact_filled_quantity)
 
 
-def _at_work(event: OrderEvent) -> tuple[str, UUID]:
-    return "closing_order_id", event.order_id
+def _closed_by(state: State, event: OrderEvent) -> Position | None:
+    """Return the cycle that the event's order is at work to close."""
+    return state.rows(Position).find("closing_order_id", event.order_id)
 
 
-def _leaves(order: Any, event: OrderFilled) -> Decimal | None:
+def _leaves(order: Any, event: Execution) -> Decimal | None:
     """Return what is left of an order after a fill, in its own unit; None if that is not known."""
     if order is None:
         return None
@@ -514,8 +518,8 @@ def _end_if_done(
     state: State, recorded: RecordedEvent, event: OrderEvent, leaves: Decimal | None
 ) -> None:
     """Arm the levels again where the closing order has nothing left and the cycle is still open."""
-    rows = state.rows(Position)
-    row = rows.find(*_at_work(event))
+    row = _closed_by(state, event)
     if row is not None and leaves is not None and leaves <= 0:
+        rows = state.rows(Position)
         rows.rename(rows.touch(row, recorded), "closing_order_id", None)
         _arm(row, recorded)

@@ -21,7 +21,7 @@ from collections.abc import (
 from contextlib import contextmanager
 from decimal import Decimal
 from operator import attrgetter
-from typing import Any, Generic, Self, TypeVar, cast
+from typing import Any, Generic, Self, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -31,7 +31,7 @@ from ledger.event import Event, RecordedEvent
 from ledger.sqltypes import ExactNumeric
 from projections.lanes import Parking
 from projections.model import Flags, Model, ReadModel, row_type
-from projections.numbers import Fit
+from projections.numbers import fit_of
 
 AMOUNT_TOO_LARGE = "amount_too_large:"
 """Leads the flag of a column that is NULL because the exact amount does not fit it."""
@@ -46,12 +46,14 @@ AnyHandler = TypeVar("AnyHandler", bound=Handler)
 class Alias(msgspec.Struct, frozen=True):
     """Another way to find a row: by `column`, among the rows with these values in `where`.
 
-    `wanted` names the values which the fold of an event may look up.
+    `wanted` names the values which the fold of an event may look up: none for events that are not
+    of these `types`.
     """
 
     column: str
     wanted: Callable[[Event], Iterable[Hashable]]
     where: Mapping[str, str] = {}
+    types: tuple[type[Event], ...] = (Event,)
 
     def is_meant(self, row: ReadModel) -> bool:
         """Whether a row is one of those that can be found so."""
@@ -91,6 +93,7 @@ class Projection(Generic[Model]):
         self.row = row_type(model)
         self.looks_up = tuple(looks_up)
         self.aliases = tuple(aliases)
+        self._alias_of = {alias.column: alias for alias in aliases}
         self.append_only = append_only
         self.reads_envelope = reads_envelope
         self.rests = rests
@@ -101,7 +104,7 @@ class Projection(Generic[Model]):
         self._derived = derived
         self._gives = gives
         self._fits = {
-            column.name: Fit(column.type.precision, column.type.scale)
+            column.name: fit_of(column.type.precision, column.type.scale)
             for column in self.table.columns
             if isinstance(column.type, ExactNumeric) and column.type.precision and column.type.scale
         }
@@ -168,7 +171,8 @@ class Projection(Generic[Model]):
 
     def is_meant(self, column: str, row: ReadModel) -> bool:
         """Whether a row is one of those that can be found by an alias column."""
-        return any(each.is_meant(row) for each in self.aliases if each.column == column)
+        alias = self._alias_of.get(column)
+        return alias is not None and alias.is_meant(row)
 
     def finish(self, row: Model) -> Model:
         """Set the derived columns of a row that leaves the fold, and return the row."""
@@ -178,13 +182,14 @@ class Projection(Generic[Model]):
 
     def _set(self, row: Any, values: Mapping[str, Decimal | None]) -> None:
         """Set columns to what fits them; what is too large for one leaves it NULL and a flag."""
+        fits = self._fits
         flags = row.flags
-        if flags:
+        if flags and AMOUNT_TOO_LARGE in " ".join(flags):
             flags = {name: n for name, n in flags.items() if AMOUNT_TOO_LARGE not in name}
         for name, value in values.items():
             fitting = value
-            if value is not None and (fit := self._fits.get(name)) is not None:
-                fitting = fit(value)
+            if value is not None and name in fits:
+                fitting = fits[name](value)
                 if fitting is None:
                     flags = {**flags, AMOUNT_TOO_LARGE + name: 1}
             setattr(row, name, fitting)
@@ -204,6 +209,7 @@ class Rows(Generic[Model]):
         self.journal_id = journal_id
         self.changed: dict[Hashable, Model] = {}
         self._key = projection.key
+        self._key_of = attrgetter(projection.key)
         self._by_key: dict[Hashable, Model] = {}
         self._by_alias: dict[str, dict[Hashable, Model]] = {
             alias.column: {} for alias in projection.aliases
@@ -233,15 +239,20 @@ class Rows(Generic[Model]):
 
     def edit(self, key: Hashable, recorded: RecordedEvent) -> Model | None:
         """Return the row with this key, to change because of `recorded`."""
-        row = self._by_key.get(key)
-        return None if row is None else self.touch(row, recorded)
+        row: Any = self._by_key.get(key)
+        if row is not None:  # the same as `touch`, written out: nearly all events come by here
+            row.changed_size = recorded.offset + 1
+            if self._is_timed:
+                row.updated_at = recorded.occurred_at
+            self.changed[key] = row
+        return row  # type: ignore[no-any-return]
 
     def touch(self, row: Any, recorded: RecordedEvent) -> Model:
         """Note that `row` changes because of `recorded`, and return it."""
         row.changed_size = recorded.offset + 1
         if self._is_timed:
             row.updated_at = recorded.occurred_at
-        self.changed[getattr(row, self._key)] = row
+        self.changed[self._key_of(row)] = row
         return row  # type: ignore[no-any-return]
 
     def add(self, key: Hashable, recorded: RecordedEvent, **values: Any) -> Model:
@@ -263,7 +274,7 @@ class Rows(Generic[Model]):
 
         Where another row has the same value in an alias column, the one that is meant is found.
         """
-        row = self._by_key.setdefault(getattr(row, self._key), row)
+        row = self._by_key.setdefault(self._key_of(row), row)
         for column, rows in self._by_alias.items():
             value = getattr(row, column)
             if value is not None and (value not in rows or self.projection.is_meant(column, row)):
@@ -351,14 +362,10 @@ class State:
 
     def reference(self, table: str, key: UUID | None) -> UUID | None:
         """Return `key` if it is that of a row, else None: what a foreign key can hold."""
-        return None if self.tables[table].get(key) is None else key
+        return None if key is None or self.tables[table].get(key) is None else key
 
 
-def flag(row: ReadModel, name: str) -> None:
-    """Count on the row something that did not fit."""
-    flags = _flags(row)
+def flag(row: Any, name: str) -> None:
+    """Count on the row, which has `flags`, something that did not fit."""
+    flags: Flags = row.flags
     flags[name] = flags.get(name, 0) + 1
-
-
-def _flags(row: ReadModel) -> Flags:
-    return cast("Flags", cast("Any", row).flags)

@@ -268,8 +268,8 @@ def leaves(
     It is 0 once the order has ended, and stays while it is done for the day (H).
     """
     if stage & ENDED or is_filled:
-        return Decimal(0)
-    return None if quantity is None else max(Decimal(0), quantity - filled)
+        return _ZERO
+    return None if quantity is None else max(_ZERO, quantity - filled)
 
 
 def amended(quantity: Decimal | None, event: OrderReplaced | OrderRestated) -> Decimal | None:

@@ -6,13 +6,13 @@ book carry its tag. Each of its cycles, from flat to flat, is a position with an
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from decimal import Decimal, localcontext
-from typing import assert_never
+from typing import assert_never, cast
 from uuid import UUID
 
 import msgspec
+import uuid_utils
 
 from ledger.decider import Command, Decider
 from ledger.domain.orders import (
@@ -27,9 +27,9 @@ from ledger.event import CONTEXT, Amount, Event, RecordedEvent, VenueAmount
 
 IDS = UUID("6f1c1d8e-52a5-5b0c-9d3f-0d4a4ad1c9f7")
 """The namespace of the ids of cycles."""
-_VERSION_AND_VARIANT = 0xF << 76 | 0b11 << 62
-_DERIVED = 8 << 76 | 0b10 << 62
+_IDS = uuid_utils.UUID(str(IDS))
 ZERO = Decimal(0)
+BUY = Action.BUY
 
 
 def position_stream(position_id: UUID) -> str:
@@ -105,30 +105,33 @@ def effect_of(event: Execution) -> Effect:
     third currency moves neither size nor quote currency.
     """
     size, value = +event.quantity, event.notional()
-    if event.action != Action.BUY:
+    if event.action != BUY:
         size, value = -size, -value
     fee, other_fee = ZERO if event.fee is None else +event.fee, ZERO
-    if event.fee_currency == event.token:
+    if event.fee_currency is None:
+        pass  # as good as always
+    elif event.fee_currency == event.token:
         worth = event.worth(fee)
         size, value, fee = size - fee, value - worth, worth
-    elif event.fee_currency is not None:
+    else:
         fee, other_fee = ZERO, fee
     effect = Effect(size, value, fee, other_fee)
-    return effect.undone() if isinstance(event, FillBusted) else effect
+    return effect.undone() if event.kind is FillBusted else effect
 
 
-def cycle_id(journal: str, event_id: UUID, event: Execution, *, is_first: bool) -> UUID:
+def cycle_id(journal: str, event_id: UUID | str, event: Execution, *, is_first: bool) -> UUID:
     """Return the id of the cycle that a fill opens, whose event has this id.
 
     It is the explicit id in the first cycle of its book, else one that follows from journal, book
     and event. Derived ids are UUIDs of version 8, which no explicit one may be: else somebody could
-    choose the id that a later cycle will have.
+    choose the id that a later cycle will have. Where the event's ids are text, it is text too.
     """
     explicit = event.position_id
     if explicit is not None and is_first and not is_derived(explicit):
         return explicit
     book = f"{journal}:{event.user_id}:{event.token}:{explicit or ''}"
-    return _derived_id(f"{book}:{event_id}")
+    text = _derived_text(f"{book}:{event_id}")
+    return cast("UUID", text) if isinstance(event_id, str) else UUID(text)
 
 
 def is_derived(position_id: UUID) -> bool:
@@ -138,9 +141,13 @@ def is_derived(position_id: UUID) -> bool:
 
 
 def _derived_id(name: str) -> UUID:
+    return UUID(_derived_text(name))
+
+
+def _derived_text(name: str) -> str:
     """Return the same as uuid5 (RFC 9562), but of version 8."""
-    digest = hashlib.sha1(IDS.bytes + name.encode(), usedforsecurity=False).digest()
-    return UUID(int=int.from_bytes(digest[:16]) & ~_VERSION_AND_VARIANT | _DERIVED)
+    text = str(uuid_utils.uuid5(_IDS, name))
+    return f"{text[:14]}8{text[15:]}"
 
 
 def id_of_nothing(book: str) -> UUID:

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ledger.domain.order_commands import OrderState, evolve
+from ledger.domain.order_stages import ENDED, EXECUTED
 from ledger.domain.orders import (
     Action,
     FillConflicted,
@@ -97,6 +98,7 @@ def assert_same(row: Order, state: OrderState) -> None:
     sums = (row.exact_filled_quantity, row.exact_notional, row.exact_quantity, row.exact_price)
     assert sums == (state.filled, state.notional, state.quantity, state.price)
     assert row.stage == state.stage
+    assert (row.status == EXECUTED) == (state.is_filled and not state.stage & ENDED)
     assert row.order_type is None or row.ord_status == state.name
 
 

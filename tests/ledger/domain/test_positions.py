@@ -149,6 +149,7 @@ def test_ids_of_cycles() -> None:
     assert netting == cycle_id("main", event_id, fill("2"), is_first=False)
     named = uuid5(IDS, f"main:{USER}:SOL::{event_id}")
     assert str(netting) == str(named)[:14] + "8" + str(named)[15:]
+    assert cycle_id("main", str(event_id), fill("1"), is_first=True) == str(netting)  # by a lens
     named = uuid5(IDS, f"main:{USER}:SOL:{POSITION}:{event_id}")
     assert str(later) == str(named)[:14] + "8" + str(named)[15:]
     assert cycle_id("other", event_id, fill("1"), is_first=True) != netting

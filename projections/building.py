@@ -32,6 +32,7 @@ from projections.guarding import fold_guarded
 from projections.lanes import Parking, Rulings
 from projections.loading import Loader, open_loaders
 from projections.projection import Rows
+from projections.slicing import Entangled, Slice, Slicer
 
 ROWS_MAX = 1_000_000
 CHUNK_SIZE = 10_000
@@ -52,7 +53,8 @@ class Part(msgspec.Struct, frozen=True):
     the rows in memory, but for those that can be found otherwise than by their key: open positions.
     Of the append-only tables in `types` only those rows are made that events of these types make;
     other parts make the others, in the same table. Lanes of the new tables that a poisoned event
-    parks are noted under the part's name.
+    parks are noted under the part's name. With a `slice` the rows are made that the events of some
+    of the users make; other parts make the others, in the same tables.
     """
 
     name: str
@@ -63,13 +65,20 @@ class Part(msgspec.Struct, frozen=True):
     size: int
     rows_max: int = ROWS_MAX
     types: Mapping[str, Sequence[str]] = {}
+    slice: Slice | None = None
 
 
 class Built(msgspec.Struct, frozen=True):
-    """What was folded, and how many rows each live table's new one has got of the journal."""
+    """What was folded, and how many rows each live table's new one has got of the journal.
+
+    Of `claimable` events, each of which one slice has to fold, this one has `claimed` so many; None
+    where it found that slices do not go, and its rows are of no use.
+    """
 
     events: int
     rows: dict[str, int]
+    claimable: int = 0
+    claimed: int | None = 0
 
 
 def build(settings: Settings, part: Part) -> Built:
@@ -96,6 +105,8 @@ async def _build(settings: Settings, part: Part) -> Built:
         building = _Building(journal, database, part, group, loaders, rulings)
         try:
             return await building.run()
+        except Entangled:
+            return Built(0, {}, claimed=None)
         except _Spoilt as spoilt:
             return await building.run_again(spoilt.size)
 
@@ -132,6 +143,7 @@ class _Building:
         self._written = dict.fromkeys(part.targets, 0)
         self._appended_sizes: dict[str, int] = {}
         self._noted_at = 0.0
+        self._slicer: Slicer | None = None
 
     async def run_again(self, size: int) -> Built:
         """Begin anew, and fold by the guarded fold after the first `size` events.
@@ -155,8 +167,14 @@ class _Building:
             await parking.save(connection, self._journal.journal_id, self._part.name, own)
 
     async def run(self) -> Built:
-        """Fold all events, by the plain fold if possible; raises _Spoilt where that raises."""
+        """Fold all events, by the plain fold if possible.
+
+        Raises _Spoilt where that raises, and Entangled where a slice cannot be folded by itself.
+        """
         folded = await self._begin()
+        if not self._cut(folded):
+            await self._note_progress(self._part.size, at_once=True)
+            return Built(0, dict.fromkeys(self._written, 0))
         async for events, stop in self._chunks(folded):
             await self._take_back(events)
             for start in range(0, len(events), PIECE_SIZE):
@@ -168,7 +186,23 @@ class _Building:
         await self._write_the_rest()
         await self._note_parked()
         await self._note_progress(self._part.size, at_once=True)
-        return Built(folded, self._written)
+        if self._slicer is None:
+            return Built(folded, self._written)
+        return Built(folded, self._written, self._slicer.claimable, self._slicer.claimed)
+
+    def _cut(self, folded: int) -> bool:
+        """Take only the events of the part's slice; return whether there is anything to do.
+
+        A state that comes from a snapshot is not cut: the first slice goes on with all of it. What
+        is parked or left out is a matter of single events, so that is done in one piece as well.
+        """
+        part = self._part.slice
+        if part is None or folded:
+            return part is None or part.is_first
+        if self._rulings:
+            raise Entangled
+        self._slicer = Slicer(part, self._group, self._state, self._away)
+        return True
 
     async def _begin(self) -> int:
         """Take the state from a snapshot of the same fold, if there is one; return its size."""
@@ -191,11 +225,14 @@ class _Building:
         if is_forced or self._state.parking or self._rulings.concern(first, last + 1):
             fold_guarded(self._group, self._state, events, self._rulings)
             return
+        slicer = self._slicer
         try:
-            self._group.fold(self._state, events)
-        except MemoryError:
+            self._group.fold(self._state, events if slicer is None else slicer.pick(events))
+        except (MemoryError, Entangled):
             raise
         except Exception as error:
+            if slicer is not None:
+                raise Entangled from error
             raise _Spoilt(first) from error
 
     async def _chunks(self, begin: int) -> AsyncIterator[tuple[list[RecordedEvent], int]]:

@@ -11,22 +11,39 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from ledger.event import Event, RecordedEvent, event_types
 from projections.model import ReadModel
 from projections.numbers import CONTEXT
 from projections.projection import Handler, Projection, State, itself
 
 
+class Slicing(msgspec.Struct, frozen=True):
+    """How to cut a group: each row of `tables` belongs to whom events name in the field `owner`."""
+
+    owner: str
+    tables: tuple[str, ...]
+
+
 class Group:
     """Projections that advance together, in the order of their foreign keys.
 
-    `fold_version` changes whenever the fold gives other rows for the same events.
+    `fold_version` changes whenever the fold gives other rows for the same events. With `slicing`
+    several processes may fold one journal; see `projections.slicing`.
     """
 
-    def __init__(self, name: str, *projections: Projection[Any], fold_version: str = "1") -> None:
+    def __init__(
+        self,
+        name: str,
+        *projections: Projection[Any],
+        fold_version: str = "1",
+        slicing: Slicing | None = None,
+    ) -> None:
         self.name = name
         self.projections = projections
         self.fold_version = fold_version
+        self.slicing = slicing
 
     def only(self, tables: Iterable[str], shares: Mapping[str, Collection[str]] = {}) -> Group:
         """Return the part of the group that these tables and all that they look up make.
@@ -42,14 +59,18 @@ class Group:
         for name in wanted:
             wanted += [other for other in by_name[name].looks_up if other not in wanted]
         part = (each for name, each in by_name.items() if name in wanted)
-        return Group(self.name, *part, fold_version=self.fold_version)
+        return self._of(part)
 
     def at(self, names: Mapping[str, str]) -> Group:
         """Return the same group with some tables elsewhere: their names by the usual ones."""
         moved = (
             each.at(names[each.name]) if each.name in names else each for each in self.projections
         )
-        return Group(self.name, *moved, fold_version=self.fold_version)
+        return self._of(moved)
+
+    def _of(self, projections: Iterable[Projection[Any]]) -> Group:
+        version = self.fold_version
+        return Group(self.name, *projections, fold_version=version, slicing=self.slicing)
 
     def state(
         self, journal_id: int, journal_name: str, as_id: Callable[[UUID], Any] = itself

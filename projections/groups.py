@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from projections.api_keys import api_keys
-from projections.fold import Group
+from projections.fold import Group, Slicing
 from projections.marks import marks
 from projections.orders import orders
 from projections.positions import positions
@@ -12,7 +12,14 @@ from projections.security_audit_logs import security_audit_logs
 from projections.users import users
 
 TRADING = Group(
-    "trading", users, api_keys, positions, orders, security_audit_logs, fold_version="2"
+    "trading",
+    users,
+    api_keys,
+    positions,
+    orders,
+    security_audit_logs,
+    fold_version="2",
+    slicing=Slicing(owner="user_id", tables=("positions", "orders")),
 )
 """The five tables with foreign keys between them: a join of them is always at one size."""
 

@@ -61,6 +61,9 @@ class Rulings(msgspec.Struct, frozen=True):
     skipped: frozenset[Place] = frozenset()
     poisoned: Mapping[Place, str] = {}
 
+    def __bool__(self) -> bool:
+        return bool(self.skipped or self.poisoned)
+
     def concern(self, start: int, stop: int) -> bool:
         """Whether one of the events with start <= offset < stop is ruled about."""
         places = (*self.skipped, *self.poisoned)

@@ -11,13 +11,15 @@ from projections.groups import GROUPS, TABLES
 from projections.projection import Projection
 from projections.rebuilding.errors import InvalidTables
 from projections.rebuilding.side import BACK, beside
+from projections.slicing import Slice, can_be_cut, common_types, sliced
 
 
 class Share(NamedTuple):
-    """What one process fills: tables, of some only what events of these types make."""
+    """What one process fills: tables, of some only what events of these types make, or a slice."""
 
     tables: set[str]
     types: dict[str, list[str]]
+    slice: Slice | None = None
 
 
 class Plan:
@@ -76,6 +78,25 @@ class Plan:
             if not self._has_state(name):
                 shares += self._spread(name, shares)
         return shares
+
+    def cut(self, share: Share, count: int) -> list[Share]:
+        """Return the share in so many slices, if it can be cut; the first makes what is not cut."""
+        group = self.group.only(share.tables, share.types)
+        if count < 2 or not can_be_cut(group):
+            return [share]
+        common = {known.__name__ for known in common_types(group)}
+        types = {
+            each.name: [known.__name__ for known in each.handlers if known.__name__ not in common]
+            for each in group.projections
+            if each.append_only and each.name in share.tables
+        }
+        tables = {each.name for each in sliced(group)} | {name for name in types if types[name]}
+        others = Share(share.tables & tables, types)
+        slices = [Slice("+".join(sorted(share.tables)), number, count) for number in range(count)]
+        return [
+            share._replace(slice=slices[0]),
+            *(others._replace(slice=each) for each in slices[1:]),
+        ]
 
     def _spread(self, name: str, shares: Sequence[Share]) -> list[Share]:
         """Give the shares of an append-only table to those that fold what is looked up then."""

@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.errors import LedgerError
+from ledger.journal import Journal
 from ledger.settings import Settings
 from projections.bookkeeping import parked_keys, side_checkpoints
-from projections.building import Part
+from projections.building import Built, Part
 from projections.checkpoints import CheckpointAhead
 from projections.database import Database
 from projections.groups import TABLES
@@ -34,7 +35,7 @@ from projections.rebuilding.following import (
     skipped,
 )
 from projections.rebuilding.locks import alone
-from projections.rebuilding.plan import Plan, plans
+from projections.rebuilding.plan import Plan, Share, plans
 from projections.rebuilding.pool import build_all, processes
 from projections.rebuilding.shape import Shape, Swap
 from projections.rebuilding.shape_postgres import PostgresShape
@@ -81,7 +82,7 @@ async def rebuild(
         await _check(work, shape, concerned)
         await _make(work, shape, concerned)
         try:
-            events = await _build(work, concerned, executor)
+            events = await _build(work, shape, concerned, executor)
             for plan in concerned:
                 watch.stage(f"building indexes of {', '.join(plan.names)}")
                 await shape.finish(plan)
@@ -161,7 +162,9 @@ async def _make(work: Work, shape: Shape, concerned: Sequence[Plan]) -> None:
             await shape.make(connection, plan)
 
 
-async def _build(work: Work, concerned: Sequence[Plan], executor: Executor | None) -> int:
+async def _build(
+    work: Work, shape: Shape, concerned: Sequence[Plan], executor: Executor | None
+) -> int:
     """Fold all parts of all journals into the new tables; return the number of events."""
     parts: list[Part] = []
     async with _writing(work) as connection:
@@ -173,7 +176,7 @@ async def _build(work: Work, concerned: Sequence[Plan], executor: Executor | Non
             parts += await _parts(work, plan, sizes)
         await _begin_account(connection, parts)
     work.watch.stage("folding")
-    await _fold(work, parts, executor)
+    parts = await _fold_sliced(work, shape, concerned, parts, executor)
     async with _writing(work) as connection:
         for plan in concerned:
             await _take_lanes(connection, plan, [p for p in parts if p.group == plan.group.name])
@@ -195,25 +198,39 @@ async def _target_sizes(work: Work, connection: AsyncConnection, plan: Plan) -> 
     return sizes if plan.is_whole else {each: live.get(each, 0) for each in sizes}
 
 
-async def _parts(work: Work, plan: Plan, sizes: Mapping[int, int]) -> list[Part]:
-    """Return one part for each journal and each set of tables that are filled together."""
+async def _parts(
+    work: Work, plan: Plan, sizes: Mapping[int, int], *, sliced: bool = True
+) -> list[Part]:
+    """Return one part for each journal and each set of tables that are filled together.
+
+    Long journals are cut into slices, so that there is something to do for all workers.
+    """
+    options = work.options
+    count = sum(size >= options.sliced_size_min for size in sizes.values())
+    slices = options.workers // max(1, count) if sliced else 1
     return [
-        Part(
-            name=f"{side.beside(plan.group.name, plan.token)} {'+'.join(sorted(share.tables))}"[
-                :NAME_CHARS_MAX
-            ],
-            journal=journal.name,
-            journal_id=journal.journal_id,
-            group=plan.group.name,
-            targets={name: plan.names[name] for name in plan.names if name in share.tables},
-            types=share.types,
-            size=sizes[journal.journal_id],
-            rows_max=work.options.rows_max,
-        )
+        _part(work, plan, journal, sizes[journal.journal_id], share)
         for journal in await work.journals()
-        for share in plan.parts
-        if sizes.get(journal.journal_id)
+        if (size := sizes.get(journal.journal_id))
+        for whole in plan.parts
+        for share in plan.cut(whole, slices if size >= options.sliced_size_min else 1)
     ]
+
+
+def _part(work: Work, plan: Plan, journal: Journal, size: int, share: Share) -> Part:
+    number = "" if share.slice is None else f" {share.slice.number}"
+    what = f"{side.beside(plan.group.name, plan.token)}{number} {'+'.join(sorted(share.tables))}"
+    return Part(
+        name=what[:NAME_CHARS_MAX],
+        journal=journal.name,
+        journal_id=journal.journal_id,
+        group=plan.group.name,
+        targets={name: plan.names[name] for name in plan.names if name in share.tables},
+        types=share.types,
+        size=size,
+        rows_max=work.options.rows_max,
+        slice=share.slice,
+    )
 
 
 async def _begin_account(connection: AsyncConnection, parts: Sequence[Part]) -> None:
@@ -222,14 +239,71 @@ async def _begin_account(connection: AsyncConnection, parts: Sequence[Part]) -> 
         await connection.execute(sa.insert(side_checkpoints), rows)
 
 
-async def _fold(work: Work, parts: Sequence[Part], executor: Executor | None) -> None:
-    """Fold the parts, the largest first."""
-    ordered = sorted(parts, key=lambda part: -part.size)
+async def _fold_sliced(
+    work: Work,
+    shape: Shape,
+    concerned: Sequence[Plan],
+    parts: Sequence[Part],
+    executor: Executor | None,
+) -> list[Part]:
+    """Fold the parts; groups that do not go in slices once more, in one piece.
+
+    Returns the parts that have made the rows.
+    """
+    entangled = await _fold(work, parts, executor)
+    good = [part for part in parts if part.group not in entangled]
+    again: list[Part] = []
+    for plan in concerned:
+        if plan.group.name in entangled:
+            spoilt = [part for part in parts if part.group == plan.group.name]
+            again += await _begin_again(work, shape, plan, spoilt)
+    if again:
+        which = ", ".join(sorted(entangled))
+        work.watch.stage(f"folding {which} again in one piece, since rows of users are linked")
+        await _fold(work, again, executor)
+    return good + again
+
+
+async def _begin_again(work: Work, shape: Shape, plan: Plan, spoilt: Sequence[Part]) -> list[Part]:
+    """Make the tables of a plan anew, and return the parts that fill them in one piece."""
+    sizes = {part.journal_id: part.size for part in spoilt}
+    parts = await _parts(work, plan, sizes, sliced=False)
+    names = [part.name for part in spoilt]
+    async with _writing(work) as connection:
+        await connection.execute(sa.delete(parked_keys).where(parked_keys.c.group_name.in_(names)))
+        own = side_checkpoints.c.name.in_(names)
+        await connection.execute(sa.delete(side_checkpoints).where(own))
+        await shape.drop(connection, list(plan.names.values()))
+        await shape.make(connection, plan)
+        await _begin_account(connection, parts)
+    return parts
+
+
+async def _fold(work: Work, parts: Sequence[Part], executor: Executor | None) -> set[str]:
+    """Fold the parts, those that take longest first; return the groups that are entangled."""
+    ordered = sorted(parts, key=lambda part: (-part.size, part.slice is None))
     if executor is not None:
-        await build_all(work, ordered, executor)
-    elif ordered:
-        with processes(min(work.options.workers, len(ordered))) as pool:
-            await build_all(work, ordered, pool)
+        return _entangled(ordered, await build_all(work, ordered, executor))
+    if not ordered:
+        return set()
+    with processes(min(work.options.workers, len(ordered))) as pool:
+        return _entangled(ordered, await build_all(work, ordered, pool))
+
+
+def _entangled(parts: Sequence[Part], built: Sequence[Built]) -> set[str]:
+    """Return the groups of which an event was folded by no slice, or by several."""
+    slices: dict[tuple[str, int, str], list[Built]] = {}
+    for part, done in zip(parts, built, strict=True):
+        if part.slice is not None:
+            key = part.group, part.journal_id, part.slice.of
+            slices.setdefault(key, []).append(done)
+    return {key[0] for key, found in slices.items() if not _is_whole(found)}
+
+
+def _is_whole(slices: Sequence[Built]) -> bool:
+    claimed = [each.claimed for each in slices if each.claimed is not None]
+    claimable = {each.claimable for each in slices}
+    return len(claimed) == len(slices) and claimable == {sum(claimed)}
 
 
 async def _take_lanes(connection: AsyncConnection, plan: Plan, parts: Sequence[Part]) -> None:
@@ -420,7 +494,7 @@ async def _make_scratch(work: Work, shape: Shape, plan: Plan, executor: Executor
         parts = await _parts(work, plan, sizes)
         await _begin_account(connection, parts)
     work.watch.stage(f"folding what {', '.join(plan.asked)} looks up")
-    await _fold(work, parts, executor)
+    parts = await _fold_sliced(work, shape, [plan], parts, executor)
     async with _writing(work) as connection:
         await _take_lanes(connection, plan, parts)
         await side.forget_progress(connection)

@@ -24,6 +24,7 @@ APPLICATION_NAME = "ledger rebuild"
 """How PostgreSQL knows the sessions of rebuilds, those that load rows too, from all others."""
 STATEMENT_SECONDS = 24 * 3600.0
 SWAP_SECONDS = 300.0
+SLICED_SIZE_MIN = 200_000
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -31,13 +32,15 @@ class Options(msgspec.Struct, frozen=True):
 
     `workers` processes fold, each with at most `rows_max` rows in memory, and as many indexes are
     built at a time. `replace_old` drops the tables kept from the last time at the swap. The swap is
-    given up when the tables could not be locked for `swap_seconds`.
+    given up when the tables could not be locked for `swap_seconds`. Journals of at least
+    `sliced_size_min` events are cut, where tables can be, so that several processes fold one.
     """
 
     workers: int = os.cpu_count() or 1
     rows_max: int = ROWS_MAX
     replace_old: bool = False
     swap_seconds: float = SWAP_SECONDS
+    sliced_size_min: int = SLICED_SIZE_MIN
 
 
 class Watch:

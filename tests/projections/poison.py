@@ -23,7 +23,8 @@ class Spoilt(Exception):
 def poisoned(group: Group, is_poison: IsPoison) -> Group:
     """Return the same group with folds that raise where `is_poison(table, event)`."""
     projections = [_raising(each, is_poison) for each in group.projections]
-    return Group(group.name, *projections, fold_version=group.fold_version)
+    version = group.fold_version
+    return Group(group.name, *projections, fold_version=version, slicing=group.slicing)
 
 
 def _raising(projection: Projection[Any], is_poison: IsPoison) -> Projection[Any]:

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
     statement_timeout_seconds: float = Field(60, gt=0)
     queue_events_max: int = Field(100_000, ge=1)
     lease_seconds: float = Field(10, gt=0)
+    projector_waits_for_disk: bool = True
     login_failures_max: int = Field(5, ge=1, le=100)
     login_attempt_seconds: float = Field(30, gt=0, le=3600)
     lockout_seconds: float = Field(900, gt=0, le=31_536_000)

@@ -6,21 +6,21 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Iterable, Iterator
 from functools import partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Self
 
 import asyncpg
 import msgspec
 from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import (
     AsyncConnection,
     AsyncEngine,
     AsyncSession,
     async_sessionmaker,
 )
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from ledger.engine import make_engine
 from ledger.errors import SchemaMissing, StoreUnavailable
@@ -28,6 +28,9 @@ from ledger.settings import Settings, async_url
 from projections.model import Base
 
 RECYCLE_SECONDS = 3600
+PING_IDLE_SECONDS = 0.25
+"""In a batch only what has lain idle for so long is tried out first: that is 3 round trips."""
+_USED_AT = "ledger_used_at"
 _MISSING_TABLE = ("no such table", "UndefinedTableError", "no such column", "UndefinedColumnError")
 
 _AWAY = (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
@@ -65,14 +68,22 @@ class Database:
         *,
         checks_foreign_keys: bool = True,
         answer_seconds: float | None = None,
+        for_batches: bool = False,
     ) -> None:
         """Take the address and the pool's bounds; connections are made when they are needed.
 
         SQLite does not check foreign keys, if so wanted. PostgreSQL must answer each statement
         within `answer_seconds`, if given; a server that is cut off would be waited for otherwise.
+        A database `for_batches` is for whoever begins a batch that failed again: lost connections
+        may show as errors, and commits wait for the disk only if the settings say so.
         """
         self.settings = settings
-        self.engine = _make_engine(async_url(settings.database_url), settings, answer_seconds)
+        url = async_url(settings.database_url)
+        options = _connect_options(url, settings, answer_seconds, for_batches=for_batches)
+        self.engine = _make_engine(url, settings, options)
+        idle_seconds = PING_IDLE_SECONDS if for_batches else 0
+        event.listen(self.engine.sync_engine, "checkin", _note_use)
+        event.listen(self.engine.sync_engine, "checkout", partial(self._ping, idle_seconds))
         is_sqlite = self.engine.dialect.name == "sqlite"
         if is_sqlite and not checks_foreign_keys:
             event.listen(self.engine.sync_engine, "connect", _spare_foreign_keys)
@@ -108,6 +119,19 @@ class Database:
                     if lock:
                         await connection.exec_driver_sql(lock)
                     yield connection
+
+    def _ping(
+        self, idle_seconds: float, connection: Any, record: ConnectionPoolEntry, _proxy: object
+    ) -> None:
+        """Let the pool connect anew where a connection was lost while nobody used it."""
+        used_at = record.info.get(_USED_AT)
+        if used_at is None or monotonic() - used_at < idle_seconds:
+            return
+        dialect = self.engine.dialect
+        try:
+            dialect.do_ping(connection)
+        except dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error
 
     async def _lock_statement(self) -> str | None:
         """Return what a snapshot must begin with, so that no table is swapped while it is read.
@@ -189,18 +213,16 @@ def one_line(error: Exception) -> str:
     return (str(said).splitlines() or [type(said).__name__])[0]
 
 
-def _make_engine(url: URL, settings: Settings, answer_seconds: float | None) -> AsyncEngine:
-    is_sqlite = url.get_backend_name() == "sqlite"
+def _make_engine(url: URL, settings: Settings, connect_options: dict[str, Any]) -> AsyncEngine:
     engine = make_engine(
         url,
-        _sqlite_options(settings) if is_sqlite else _postgres_options(settings, answer_seconds),
+        connect_options,
         pool_size=settings.pool_size,
         max_overflow=settings.pool_overflow,
-        pool_pre_ping=True,
         pool_recycle=RECYCLE_SECONDS,
         json_serializer=partial(json.dumps, sort_keys=True, separators=(",", ":")),
     )
-    if is_sqlite:
+    if url.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         event.listen(engine.sync_engine, "begin", _begin_sqlite)
     else:
@@ -208,18 +230,25 @@ def _make_engine(url: URL, settings: Settings, answer_seconds: float | None) -> 
     return engine
 
 
-def _postgres_options(settings: Settings, answer_seconds: float | None) -> dict[str, Any]:
-    timeout_ms = round(settings.statement_timeout_seconds * 1000)
+def _note_use(_connection: object, record: ConnectionPoolEntry) -> None:
+    record.info[_USED_AT] = monotonic()
+
+
+def _connect_options(
+    url: URL, settings: Settings, answer_seconds: float | None, *, for_batches: bool
+) -> dict[str, Any]:
+    """Return what the driver is told; SQLite has no statement timeout but a wait for locks."""
+    timeout_seconds = settings.statement_timeout_seconds
+    if url.get_backend_name() == "sqlite":
+        return {"timeout": timeout_seconds}
+    session = {"statement_timeout": str(round(timeout_seconds * 1000))}
+    if for_batches and not settings.projector_waits_for_disk:
+        session["synchronous_commit"] = "off"
     return {
         "timeout": settings.connect_timeout_seconds,
         "command_timeout": answer_seconds,
-        "server_settings": {"statement_timeout": str(timeout_ms)},
+        "server_settings": session,
     }
-
-
-def _sqlite_options(settings: Settings) -> dict[str, Any]:
-    """SQLite has no statement timeout; it is the wait for locks that needs a bound."""
-    return {"timeout": settings.statement_timeout_seconds}
 
 
 def _prepare_sqlite(connection: Any, _record: object) -> None:

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.errors import LedgerError, StoredEventInvalid
 from ledger.event import RecordedEvent
 from ledger.journal import Journal
 from projections import batches, checkpoints, parking
+from projections.analysing import EVENTS_FIRST, analyse_grown
 from projections.database import Database
 from projections.fold import Group
 from projections.lanes import Place
 from projections.leases import Lease, bound
 from projections.projection import State
-from projections.waiting import first_of
+from projections.waiting import first_of, pause
 
-BATCH_SIZE = 1000
+BATCH_SIZE = 4000
 POLL_SECONDS = 0.05
 FIRST_POLL_SECONDS = 0.005
 FOLD_EVENTS_PER_SECOND_MIN = 2000
 """A batch that is folded more slowly than this, beyond a lease's time, is taken for frozen."""
 
+UNCONCERNED_SECONDS = 0.02
+"""So long a group leaves the others the processor that the latest events did not concern."""
 
 KEPT_ROWS_MAX = 20_000
 """So many rows that may change again are kept for the next batch: some 30 MB for each pair."""
@@ -62,6 +67,8 @@ class Projector:
         self._lease = lease
         self._kept: _Kept | None = None
         self._size = 0
+        self._is_concerned = True
+        self._analyse_at = EVENTS_FIRST
         self.folded = 0
         """Events that this projector has passed so far, whether its group folds them or not."""
         lease_seconds = database.settings.lease_seconds
@@ -97,6 +104,7 @@ class Projector:
             events, end = await self._read(at.size, stop, batch_size)
             state = None if kept is None or kept.at != at else kept.state
             if events:
+                await self._analyse(connection)
                 state = await batches.fold_batch(
                     connection, self._group, named, events, poisoned, kept=state
                 )
@@ -107,8 +115,19 @@ class Projector:
                 )
         self._keep(state, checkpoints.Checkpoint(end, at.epoch, written_at))
         self._size = end
+        self._is_concerned = end - at.size == batch_size or self._concern(events)
         self.folded += end - at.size
         return end - at.size
+
+    async def _analyse(self, connection: AsyncConnection) -> None:
+        """Have the tables looked at whenever twice as many events have been folded."""
+        if self.folded >= self._analyse_at:
+            await analyse_grown(connection, self._group)
+            self._analyse_at = 2 * self.folded
+
+    def _concern(self, events: Sequence[RecordedEvent]) -> bool:
+        """Whether the group folds any of a batch; the last one is there whatever it is."""
+        return len(events) > 1 or any(each.event.kind in self._group.steps for each in events)
 
     def _keep(self, state: State | None, at: checkpoints.Checkpoint) -> None:
         """Keep the rows that may change again, as long as nobody else changes them."""
@@ -153,6 +172,8 @@ class Projector:
                 if stop is not None:
                     break
                 await self._wait_for_events(stopping)
+            elif stop is None and not self._is_concerned:
+                await pause(stopping, UNCONCERNED_SECONDS)
         return self.folded - before
 
     async def _wait_for_events(self, stopping: asyncio.Event) -> None:

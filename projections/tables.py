@@ -27,12 +27,13 @@ async def load(connection: AsyncConnection, state: State, events: Sequence[Recor
         projection = rows.projection
         if projection.append_only:
             continue
-        keys = {projection.wanted(each.event) for each in events}
-        keys = {key for key in keys if key is not None and rows.get(key) is None}
+        # Ids are slow to hash: each is looked up once, and only those that are missing go on.
+        wanted = (projection.wanted(each.event) for each in events)
+        keys = {key for key in wanted if key is not None and rows.get(key) is None}
         await _load(connection, rows, projection.table.c[projection.key], keys)
         for alias in projection.aliases:
-            names = {name for each in events for name in alias.wanted(each.event)}
-            names = {name for name in names if not rows.has(alias, name)}
+            named = (name for each in events for name in alias.wanted(each.event))
+            names = {name for name in named if not rows.has(alias, name)}
             await _load(connection, rows, projection.table.c[alias.column], names, alias.where)
 
 

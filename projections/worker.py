@@ -108,7 +108,9 @@ class Worker:
         async with AsyncExitStack() as stack:
             self._store: Store = open_store(self._settings)
             stack.push_async_callback(self._store.close)
-            for_batches = Database(self._settings, answer_seconds=self._answer_seconds)
+            for_batches = Database(
+                self._settings, answer_seconds=self._answer_seconds, for_batches=True
+            )
             for_leases = Database(own, answer_seconds=self._answer_seconds)
             self._database = await stack.enter_async_context(for_batches)
             self._control = await stack.enter_async_context(for_leases)

@@ -283,6 +283,7 @@ class PostgresStore:
                     timeout=self._settings.connect_timeout_seconds,
                     command_timeout=self._read_timeout_seconds,
                     server_settings=self._session(self._settings.statement_timeout_seconds),
+                    reset=_leave,
                 )
             return self._pool
 
@@ -321,6 +322,10 @@ class PostgresStore:
         if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError):
             return SchemaMissing(f"{self._shown} is not migrated ({error}); run `ledger migrate`")
         return StoreUnavailable(f"{self._shown} refused: {error} (SQLSTATE {error.sqlstate})")
+
+
+async def _leave(_connection: Connection) -> None:
+    """Do nothing with a connection that was read from: that has left nothing behind."""
 
 
 def _listed(types: Sequence[str]) -> str:

@@ -203,11 +203,12 @@ async def _parts(
 ) -> list[Part]:
     """Return one part for each journal and each set of tables that are filled together.
 
-    Long journals are cut into slices, so that there is something to do for all workers.
+    Long journals are cut into slices, where there are several workers for each: a slice reads what
+    the others read, so with two workers one piece takes no longer.
     """
     options = work.options
     count = sum(size >= options.sliced_size_min for size in sizes.values())
-    slices = options.workers // max(1, count) if sliced else 1
+    slices = options.workers // (2 * max(1, count)) if sliced else 1
     return [
         _part(work, plan, journal, sizes[journal.journal_id], share)
         for journal in await work.journals()

@@ -217,7 +217,7 @@ async def test_a_rebuild_in_slices(
     await append(journal, [*users, *GOOD])
     await project(journal, database)
     asked = Asked()
-    outcome = await rebuilt(settings, watch=asked, sliced_size_min=1, workers=3)
+    outcome = await rebuilt(settings, watch=asked, sliced_size_min=1, workers=6)
     assert outcome.swapped
     assert all(each.is_same for each in outcome.compared)
     assert not [stage for stage in asked.stages if AGAIN in stage]
@@ -232,7 +232,7 @@ async def test_a_rebuild_that_cannot_be_cut(
     await append(journal, [placed(ONE), filled(OTHER), *random_events(Random(1), 200)])
     await project(journal, database)
     asked = Asked()
-    outcome = await rebuilt(settings, tables, asked, sliced_size_min=1)
+    outcome = await rebuilt(settings, tables, asked, sliced_size_min=1, workers=4)
     assert outcome.swapped
     assert all(each.is_same for each in outcome.compared)
     assert [stage for stage in asked.stages if AGAIN in stage]
@@ -248,7 +248,7 @@ async def test_a_snapshot_is_not_cut(
     await append(journal, [filled(ONE), OrderAccepted(order_id=an_id("2"))])
     await project(journal, database)
     asked = Asked()
-    outcome = await rebuilt(settings, ["orders", "positions"], asked, sliced_size_min=1)
+    outcome = await rebuilt(settings, ["orders", "positions"], asked, sliced_size_min=1, workers=4)
     assert all(each.is_same for each in outcome.compared)
     assert not [stage for stage in asked.stages if AGAIN in stage]
     await assert_verified(journal, database)
@@ -265,7 +265,7 @@ async def test_a_poisoned_event_ends_the_slices(
     await append(journal, GOOD)
     await Projector(database, journal, group).catch_up()
     asked = Asked()
-    outcome = await rebuilt(settings, ["orders", "positions"], asked, sliced_size_min=1)
+    outcome = await rebuilt(settings, ["orders", "positions"], asked, sliced_size_min=1, workers=4)
     assert outcome.swapped
     assert [stage for stage in asked.stages if AGAIN in stage]
     async with database.snapshot() as connection:

@@ -8,7 +8,7 @@ parallel := --numprocesses=2 --dist=worksteal
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test mutation faults lint format lock bench-append bench-rebuild bench-live clean
+.PHONY: help setup demo test mutation faults lint format lock bench-append bench-rebuild bench-live bench-seal clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-14s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +50,9 @@ bench-rebuild: setup ## measure rebuilding from 1 M and 10 M events (ARGS="--kee
 
 bench-live: setup ## measure how many appends a second the projectors keep up with
 	@$(python) benchmarks/live.py $(ARGS)
+
+bench-seal: setup ## measure sealing, and how soon a checkpoint is signed (ARGS="--keep DIR --events N")
+	@$(python) benchmarks/seal.py $(ARGS)
 
 clean: ## remove environments, caches and build results
 	rm -rf .venv .venv-uv .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

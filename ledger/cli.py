@@ -17,6 +17,9 @@ from ledger.errors import InvalidEvent
 from ledger.event import Metadata, RecordedEvent
 from ledger.journal import Journal, open_journal
 from ledger.ndjson import Imported, Readable, import_lines
+from ledger.proof import cli as proof_cli
+from ledger.proof import witness_cli
+from ledger.proof.witnessing import check_witnessed
 from ledger.settings import Settings
 from ledger.stores import JournalInfo, Store
 from ledger.stores.opening import open_store
@@ -31,6 +34,8 @@ app = typer.Typer(
 )
 journals_app = typer.Typer(help="List journals, or make one.", epilog=EPILOG)
 app.add_typer(journals_app, name="journals")
+proof_cli.register(app)
+witness_cli.register(app)
 
 JournalOption = Annotated[
     str | None,
@@ -67,6 +72,7 @@ def append(
 async def _append(lines: Readable, file: str, source: str | None, name: str | None) -> Imported:
     done = Imported()
     async with _journal(name) as journal:
+        await check_witnessed(journal, console.load_settings())
         with console.progress_bar("lines") as progress:
             task = progress.add_task("importing", total=None)
             async for done in import_lines(journal, lines, file, source):

@@ -20,6 +20,7 @@ import msgspec
 from ledger.amounts import PlainDecimal
 from ledger.errors import InvalidEvent, StoredEventInvalid, UnknownEventType
 from ledger.event import Event, Metadata, alternatives, event_types
+from ledger.upcasting import are_todays, types_of, upcast
 
 BODY_BYTES_MAX = 32 * 1024
 METADATA_BYTES_MAX = 4 * 1024
@@ -137,17 +138,78 @@ def _tagged(type_name: str, data: msgspec.Raw | bytes) -> bytes:
     return b'{"type":"' + type_name.encode() + b'"' + comma + inner
 
 
-def decode_bodies(bodies: Sequence[bytes], offsets: Sequence[int]) -> list[Event]:
+def decode_bodies(
+    bodies: Sequence[bytes], offsets: Sequence[int], versions: Sequence[int] | None = None
+) -> list[Event]:
     """Decode many stored bodies, whose places are `offsets`, in one call.
 
-    Raises StoredEventInvalid with the offset of the first one that this program cannot read.
+    `versions` are the schema versions that they were written in, None means today's. Raises
+    StoredEventInvalid with the offset of the first one that this program cannot read.
     """
     decoder = _stored_decoder(tuple(event_types().values()))
-    try:
-        events = decoder.decode(b"[" + b",".join(bodies) + b"]")
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        events = []
+    events = _decode_at_once(bodies, decoder)
+    if versions is not None and not are_todays(events, versions):
+        bodies = _todays_bodies(bodies, versions, offsets)
+        events = _decode_at_once(bodies, decoder)
     return events if len(events) == len(bodies) else _decode_singly(bodies, offsets, decoder)
+
+
+def _decode_at_once(
+    bodies: Sequence[bytes], decoder: msgspec.json.Decoder[list[Event]]
+) -> list[Event]:
+    """Return the events, none where any of the bodies is at fault."""
+    try:
+        return decoder.decode(b"[" + b",".join(bodies) + b"]")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
+
+
+def _todays_bodies(
+    bodies: Sequence[bytes], versions: Sequence[int], offsets: Sequence[int]
+) -> Sequence[bytes]:
+    """Return the bodies with those of other versions brought to today's."""
+    known = event_types()
+    todays = list(bodies)
+    for index, name in enumerate(_types_of(bodies)):
+        kind = known.get(name)
+        if kind is not None and versions[index] != kind.schema_version:
+            todays[index] = todays_body(bodies[index], kind, versions[index], offsets[index])
+    return todays
+
+
+def _types_of(bodies: Sequence[bytes]) -> list[str]:
+    """Return the names of the types; nothing for a body that is none, which decoding will find."""
+    try:
+        names = types_of(b"[" + b",".join(bodies) + b"]")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        names = []
+    return names if len(names) == len(bodies) else [_type_of(body) for body in bodies]
+
+
+def _type_of(body: bytes) -> str:
+    try:
+        [name] = types_of(b"[" + body + b"]")
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return ""
+    return name
+
+
+def todays_body(body: bytes, kind: type[Event], version: int, offset: int) -> bytes:
+    """Return the body of an event that was stored in `version` as it would be stored today.
+
+    Raises StoredEventInvalid with the offset where this program cannot tell.
+    """
+    if version == kind.schema_version:
+        return body
+    try:
+        fields = msgspec.json.decode(body)
+        del fields["type"]
+        fields = upcast(kind, version, fields, offset)
+        made = _encode({"type": kind.__name__, **fields})
+        return _encode(msgspec.json.decode(made, type=kind, dec_hook=_from_json))
+    except (msgspec.MsgspecError, ValueError, TypeError, NotImplementedError) as error:
+        reason = f"brought from version {version} of {kind.__name__} to today's: {error}"
+        raise StoredEventInvalid(offset, reason) from error
 
 
 def _decode_singly(

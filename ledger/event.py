@@ -28,8 +28,10 @@ __all__ = [
     "Metadata",
     "NewEvent",
     "RecordedEvent",
+    "Upcaster",
     "VenueAmount",
     "event_types",
+    "upcaster_of",
 ]
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -38,7 +40,14 @@ Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, tzinfo=UTC)
 
+_SCHEMA_VERSION_MAX = 32_767
+"""So far does the column count."""
+
+Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes the fields of one schema version those of the next."""
+
 _registry: dict[str, type[Event]] = {}
+_upcasters: dict[tuple[type[Event], int], Upcaster] = {}
 
 
 @typing.dataclass_transform(
@@ -57,10 +66,12 @@ class Event(
     """Base of all event types: past tense, immutable, its class name is its type for ever.
 
     A field added later has the default None or an empty value (defaults are not stored), and a
-    field never changes its meaning.
+    field never changes its meaning. Any other change takes a new `schema_version` and an upcaster.
+    A `retired` type is read for ever, but no longer appended.
     """
 
     schema_version: ClassVar[int] = 1
+    retired: ClassVar[bool] = False
     kind: ClassVar[type[Any]]
     """The event type itself, also of objects of a class that a lens has made of it."""
 
@@ -73,7 +84,30 @@ class Event(
         known = _registry.get(cls.__name__)
         if known is not None and known.__module__ != cls.__module__:
             raise TypeError(f"event type {cls.__name__} is defined twice, first in {known}")
+        if not 1 <= cls.schema_version <= _SCHEMA_VERSION_MAX:
+            raise TypeError(f"{cls.__name__} cannot have schema version {cls.schema_version}")
         _registry[cls.__name__] = cls
+
+    @classmethod
+    def upcaster(cls, from_version: int) -> Callable[[Upcaster], Upcaster]:
+        """Register what makes fields stored in `from_version` those of the version after it.
+
+        The function gets the fields as JSON has them, without the type: ids, amounts and times are
+        text, defaults are left out. It may change them, and returns them. Raises TypeError where
+        the version is none before today's, or has an upcaster already.
+        """
+        if not 1 <= from_version < cls.schema_version:
+            raise TypeError(
+                f"{cls.__name__} is at schema version {cls.schema_version}: there is nothing to "
+                f"upcast from {from_version}"
+            )
+
+        def register(upcaster: Upcaster) -> Upcaster:
+            if _upcasters.setdefault((cls, from_version), upcaster) is not upcaster:
+                raise TypeError(f"{cls.__name__} has two upcasters from version {from_version}")
+            return upcaster
+
+        return register
 
     def __post_init__(self) -> None:
         """Bring amounts and times into their one stored form, so that equal means equal bytes."""
@@ -139,7 +173,8 @@ class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
     """An event as the journal holds it.
 
     `offset` is its place in the journal (0, 1, 2, …), `version` its place in the stream (1, 2, …).
-    `body` holds the exact stored bytes that `event` was decoded from.
+    `body` holds the exact stored bytes that `event` was decoded from, written in `schema_version`;
+    the event is of today's version.
     """
 
     offset: int
@@ -157,6 +192,11 @@ class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
     def type(self) -> str:
         """The event type's name."""
         return type(self.event).__name__
+
+
+def upcaster_of(kind: type[Event], from_version: int) -> Upcaster | None:
+    """Return what makes fields of a version of `kind` those of the next, None if nothing does."""
+    return _upcasters.get((kind, from_version))
 
 
 def event_types() -> dict[str, type[Event]]:

@@ -74,7 +74,8 @@ class Journal:
         stored, and AppendOutcomeUnknown. Cancelling the call leaves open whether the events are
         stored.
         """
-        prepared = prepare((events,) if isinstance(events, NewEvent) else events, conditions)
+        new = (events,) if isinstance(events, NewEvent) else events
+        prepared = prepare(new, conditions, self.now)
         if self._queue and self._queued_events + len(prepared.events) > self._queue_events_max:
             raise Overloaded(
                 f"{self._queued_events:,} events wait to be stored already; slow down, try again"
@@ -209,24 +210,40 @@ class Journal:
             if wanted := [event for event in chunk if start <= event.offset < stop]:
                 yield wanted
 
-    async def read_stream(self, stream: str, after_version: int = 0) -> list[RecordedEvent]:
-        """Return the events of one stream above a version, all of them, in order."""
+    async def read_stream(
+        self,
+        stream: str,
+        after_version: int = 0,
+        *,
+        stop: int | None = None,
+        limit: int | None = None,
+    ) -> list[RecordedEvent]:
+        """Return the events of one stream above a version, all of them, in order.
+
+        With `stop` only those below that offset, with `limit` at most so many.
+        """
         found: list[RecordedEvent] = []
         while True:
             last = found[-1].version if found else after_version
-            chunk = await self.store.read_stream(self.journal_id, stream, last, CHUNK_SIZE)
-            found += _decoded(chunk)
-            if len(chunk) < CHUNK_SIZE:
+            count = CHUNK_SIZE if limit is None else min(CHUNK_SIZE, limit - len(found))
+            chunk = await self.store.read_stream(self.journal_id, stream, last, count)
+            found += _decoded(_below(chunk, stop))
+            if len(chunk) < CHUNK_SIZE or _is_past(chunk, stop):
                 return found
 
-    async def read_tagged(self, tag: str, after: int = -1) -> list[RecordedEvent]:
-        """Return the events that carry a tag, claimed and released ones too, above an offset."""
+    async def read_tagged(
+        self, tag: str, after: int = -1, *, stop: int | None = None
+    ) -> list[RecordedEvent]:
+        """Return the events that carry a tag, claimed and released ones too, above an offset.
+
+        With `stop` only those below that offset.
+        """
         found: list[RecordedEvent] = []
         while True:
             last = found[-1].offset if found else after
             chunk = await self.store.read_tagged(self.journal_id, tag, last, CHUNK_SIZE)
-            found += _decoded(chunk)
-            if len(chunk) < CHUNK_SIZE:
+            found += _decoded(_below(chunk, stop))
+            if len(chunk) < CHUNK_SIZE or _is_past(chunk, stop):
                 return found
 
     async def holder(self, tag: str) -> str | None:
@@ -326,8 +343,21 @@ def _tell(future: asyncio.Future[Appended], outcome: Outcome) -> None:
         future.set_exception(outcome)
 
 
+def _is_past(chunk: Sequence[StoredEvent], stop: int | None) -> bool:
+    """Whether what comes after a chunk lies at or above `stop`."""
+    return stop is not None and bool(chunk) and chunk[-1].offset >= stop - 1
+
+
+def _below(chunk: Sequence[StoredEvent], stop: int | None) -> Sequence[StoredEvent]:
+    return chunk if stop is None else [each for each in chunk if each.offset < stop]
+
+
 def _decoded(chunk: Sequence[StoredEvent]) -> list[RecordedEvent]:
-    events = decode_bodies([stored.body for stored in chunk], [stored.offset for stored in chunk])
+    events = decode_bodies(
+        [stored.body for stored in chunk],
+        [stored.offset for stored in chunk],
+        [stored.schema_version for stored in chunk],
+    )
     return [
         RecordedEvent(
             stored.offset,

@@ -7,6 +7,7 @@ takes a third of the time, and text is compared and hashed several times faster 
 
 from __future__ import annotations
 
+import contextlib
 import typing
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
@@ -17,8 +18,10 @@ from uuid import UUID
 import msgspec
 
 from ledger.amounts import PlainDecimal
+from ledger.codec import todays_body
 from ledger.event import Event, Metadata, RecordedEvent, alternatives, event_types
 from ledger.stores import PackedEvents
+from ledger.upcasting import are_todays, common_version, types_of
 
 _NO_METADATA = Metadata()
 _split = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -35,6 +38,8 @@ class Lens:
         names = {each.__name__ for each in wanted}
         self.ignored = tuple(name for name in event_types() if name not in names)
         self.envelope = envelope
+        self._kinds = {each.__name__: each for each in wanted}
+        self._version = common_version(wanted)
         union: Any = Union[tuple(map(lens_class, wanted))]  # noqa: UP007 - known at run time only
         self._decode = msgspec.json.Decoder(list[union]).decode
         self._decode_metadata = msgspec.json.Decoder(list[Metadata]).decode
@@ -45,23 +50,44 @@ class Lens:
         Without `envelope` stream, metadata and body are empty.
 
         Raises msgspec.DecodeError, UnicodeDecodeError or ValueError where a body is not one event
-        of these types.
+        of these types, StoredEventInvalid where one of another schema version cannot be read.
         """
         count = len(packed.offsets)
+        events = self._events(packed)
         columns = zip(
             packed.offsets,
             packed.streams or [""] * count,
             [0] * count,
             packed.event_ids,
-            [0] * count,
+            packed.schema_versions or [each.schema_version for each in events],
             packed.recorded_at,
             packed.occurred_at,
             self._metadata(packed, count),
             self._bodies(packed, count),
-            self._decode(packed.bodies),
+            events,
             strict=True,
         )
         return [RecordedEvent(*each) for each in cast("Any", columns)]
+
+    def _events(self, packed: PackedEvents) -> list[Event]:
+        versions = packed.schema_versions
+        if versions is None or versions.count(self._version) == len(versions):
+            return self._decode(packed.bodies)
+        with contextlib.suppress(msgspec.DecodeError, ValueError):
+            events = self._decode(packed.bodies)
+            if are_todays(events, versions):
+                return events
+        return self._decode(self._todays_bodies(packed, versions))
+
+    def _todays_bodies(self, packed: PackedEvents, versions: Sequence[int]) -> bytes:
+        """Return the bodies with those of other schema versions brought to today's."""
+        bodies: list[msgspec.Raw | bytes] = list(_split(packed.bodies))
+        for index, name in enumerate(types_of(packed.bodies)):
+            kind = self._kinds.get(name)
+            if kind is not None and versions[index] != kind.schema_version:
+                body = bytes(bodies[index])
+                bodies[index] = todays_body(body, kind, versions[index], packed.offsets[index])
+        return b"[" + b",".join(bodies) + b"]"
 
     def _metadata(self, packed: PackedEvents, count: int) -> list[Metadata]:
         if packed.metadata is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from datetime import datetime
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime, timedelta
 from functools import cache
 from uuid import UUID
 
@@ -16,12 +16,24 @@ from ledger.stores import PreparedAppend, PreparedEvent
 
 APPEND_EVENTS_MAX = 1000
 
+CLOCKS_APART_MAX = timedelta(seconds=5)
+"""So much may the clock of whoever dates an event be ahead of the journal's."""
 
-def prepare(events: Sequence[NewEvent], conditions: Sequence[Condition]) -> PreparedAppend:
-    """Check and encode an append; InvalidEvent where any part of it cannot be stored."""
+
+def prepare(
+    events: Sequence[NewEvent],
+    conditions: Sequence[Condition],
+    clock: Callable[[], datetime] | None = None,
+) -> PreparedAppend:
+    """Check and encode an append; InvalidEvent where any part of it cannot be stored.
+
+    By the `clock`, if there is one, nothing may have happened in the future.
+    """
     if not 0 < len(events) <= APPEND_EVENTS_MAX:
         raise InvalidEvent(f"an append has 1 to {APPEND_EVENTS_MAX} events, not {len(events)}")
     prepared = tuple(map(_prepare_event, events))
+    if clock is not None:
+        _check_past(prepared, clock)
     if len(prepared) > 1:
         _check_together(prepared)
     for condition in conditions:
@@ -70,6 +82,9 @@ def _check_window(events: Sequence[PreparedEvent], window: AtMost) -> None:
 
 def _prepare_event(new: NewEvent) -> PreparedEvent:
     event = new.event
+    if event.retired:
+        reason = f"{type(event).__name__} is retired: it is still read, but no longer appended"
+        raise InvalidEvent(reason, field="type")
     if not isinstance(new.event_id, UUID):
         raise InvalidEvent(f"must be a UUID, not {type(new.event_id).__name__}", field="event_id")
     return PreparedEvent(
@@ -106,6 +121,17 @@ def _occurred_at(new: NewEvent) -> datetime | None:
         return utc(new.occurred_at)
     except ValueError as error:
         raise InvalidEvent(str(error), field="occurred_at") from error
+
+
+def _check_past(events: Sequence[PreparedEvent], clock: Callable[[], datetime]) -> None:
+    """Refuse what has not happened yet, but for the little by which clocks may differ."""
+    dated = [each.occurred_at for each in events if each.occurred_at is not None]
+    if dated and max(dated) > (now := clock()) + CLOCKS_APART_MAX:
+        raise InvalidEvent(
+            f"{max(dated).isoformat()} lies in the future: the journal's clock says "
+            f"{now.isoformat()}; set the clock right, or leave it out for the time of recording",
+            field="occurred_at",
+        )
 
 
 def _tags_of(event: Event) -> tuple[tuple[str, int], ...]:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Table,
+    Text,
     Uuid,
 )
 
@@ -74,3 +75,44 @@ event_tags = Table(
     CheckConstraint("kind IN (0, 1, 2)", name="kind"),
     sqlite_with_rowid=False,
 )
+
+hash_tiles = Table(
+    "hash_tiles",
+    metadata,
+    Column("journal_id", OFFSET, primary_key=True),
+    Column("level", SmallInteger, primary_key=True),
+    Column("tile_index", OFFSET, primary_key=True),
+    Column("hashes", LargeBinary, nullable=False),
+    CheckConstraint("level >= 0 AND level <= 7", name="level"),
+    CheckConstraint("tile_index >= 0", name="tile_index"),
+    CheckConstraint("length(hashes) >= 32 AND length(hashes) <= 8192", name="hashes"),
+    sqlite_with_rowid=False,
+)
+"""The Merkle tree of each journal in tiles of up to 256 hashes; a tile only grows."""
+
+seals = Table(
+    "seals",
+    metadata,
+    Column("journal_id", OFFSET, primary_key=True, autoincrement=False),
+    Column("origin", name_type(255), nullable=False),
+    Column("size", OFFSET, nullable=False),
+    Column("root", LargeBinary, nullable=False),
+    Column("sealed_at", UtcTimestamp(), nullable=False),
+    CheckConstraint("size >= 0", name="size"),
+    CheckConstraint("length(root) = 32", name="root"),
+    sqlite_with_rowid=False,
+)
+"""How far each journal is sealed, and with what root."""
+
+signed_checkpoints = Table(
+    "signed_checkpoints",
+    metadata,
+    Column("journal_id", OFFSET, primary_key=True),
+    Column("origin", name_type(255), primary_key=True),
+    Column("size", OFFSET, primary_key=True),
+    Column("note", Text, nullable=False),
+    Column("made_at", UtcTimestamp(), nullable=False),
+    CheckConstraint("size >= 0", name="size"),
+    sqlite_with_rowid=False,
+)
+"""The newest signed note of each log, and the first one of each minute."""

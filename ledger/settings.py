@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -40,6 +42,12 @@ class Settings(BaseSettings):
     password_threads: int = Field(2, ge=1, le=64)
     password_queue_max: int = Field(1000, ge=0)
     name_key: SecretStr | None = Field(None, min_length=16)
+    log_key_file: Path | None = None
+    log_origin: str | None = Field(None, min_length=1, max_length=255, pattern=r"^[^\s+]+$")
+    witnesses: str = ""
+    witness_unreachable: Literal["refuse", "warn"] = "refuse"
+    witness_timeout_seconds: float = Field(5, gt=0, le=300)
+    witness_seconds: float = Field(5, gt=0, le=86_400)
 
     @property
     def migration_url(self) -> str:

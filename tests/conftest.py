@@ -4,12 +4,17 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from ledger.migrate import migrate
 from ledger.settings import Settings
 from tests.postgres import PostgresServer
 from tests.support import data
+
+# How long an example takes says more about what else the machine does than about the code.
+hypothesis.settings.register_profile("any machine", deadline=None)
+hypothesis.settings.load_profile("any machine")
 
 POSTGRES_SETTINGS = {
     "fsync": "off",

@@ -7,12 +7,14 @@ import inspect
 import re
 import tomllib
 from pathlib import Path
+from textwrap import dedent
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 import ledger.domain  # noqa: F401 - registers the event types
+from ledger import event
 from ledger.event import event_types
 from ledger.services import open_ledger
 from ledger.settings import Settings
@@ -77,6 +79,18 @@ async def test_the_examples_for_services_run(sqlite_url: str) -> None:
             for name, function in inspect.getmembers(getattr(ledger, service), inspect.ismethod):
                 if inspect.iscoroutinefunction(function) and not name.startswith("_"):
                     assert name == "close" or f"ledger.{service}.{name}(" in text
+
+
+def test_the_steps_of_evolving_events_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All code of docs/evolve-events.md runs, one piece after the other."""
+    text = read("docs/evolve-events.md")
+    pieces = re.findall(r"^( *)```python\n(.*?)^ *```", text, re.DOTALL | re.MULTILINE)
+    assert len(pieces) == text.count("```python") >= 5
+    monkeypatch.setattr("ledger.event._registry", dict(event._registry))
+    names: dict[str, Any] = {"__name__": "docs.evolve_events"}
+    for _, code in pieces:
+        compiled = compile(dedent(code), "docs/evolve-events.md", "exec", dont_inherit=True)
+        exec(compiled, names)  # noqa: S102 - the project's own words
 
 
 def test_the_lock_file_names_no_machine_and_no_registry() -> None:

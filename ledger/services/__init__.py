@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 
 from ledger.deciding import Deciding
 from ledger.journal import Journal, open_journal
+from ledger.proof.witnessing import check_witnessed
 from ledger.security.passwords import Passwords
 from ledger.services.api_keys import ApiKeys
 from ledger.services.markets import Markets
@@ -73,9 +74,13 @@ async def open_ledger(
     clock: Clock | None = None,
     passwords: Passwords | None = None,
 ) -> AsyncIterator[Ledger]:
-    """Open a journal for commands; the arguments are those of `open_journal` and `Ledger`."""
+    """Open a journal for commands; the arguments are those of `open_journal` and `Ledger`.
+
+    Where witnesses are set, raises JournalRolledBack if the journal is not all that they have seen.
+    """
     settings = settings or Settings()
     async with open_journal(settings, name, clock=clock) as journal:
+        await check_witnessed(journal, settings)
         ledger = Ledger(journal, settings, passwords=passwords)
         try:
             yield ledger

@@ -16,6 +16,7 @@ import msgspec
 
 from ledger.conditions import AtMost, ExpectedVersion, NoEvent
 from ledger.errors import LedgerError
+from ledger.proof.tiles import Tile
 from ledger.stores.wakeups import Wakeups
 
 Clock = Callable[[], datetime]
@@ -69,6 +70,26 @@ class StoredEvent(msgspec.Struct, frozen=True, gc=False):
     recorded_at: datetime
     metadata: bytes | None
     body: bytes
+    type: str
+
+
+class RawEvents(msgspec.Struct, frozen=True, gc=False):
+    """Many stored events of one journal, column by column, as they are sealed.
+
+    Ids and times are text: `recorded_at` and `occurred_at` as `ledger.sqltypes.time_to_text`
+    writes them, `event_ids` in the usual form.
+    """
+
+    offsets: Sequence[int]
+    streams: Sequence[str]
+    versions: Sequence[int]
+    event_ids: Sequence[str]
+    types: Sequence[str]
+    schema_versions: Sequence[int]
+    recorded_at: Sequence[str]
+    occurred_at: Sequence[str]
+    metadata: Sequence[bytes | None]
+    bodies: Sequence[bytes]
 
 
 class PackedEvents(msgspec.Struct, frozen=True, gc=False):
@@ -77,6 +98,7 @@ class PackedEvents(msgspec.Struct, frozen=True, gc=False):
     `bodies` and `metadata` are JSON arrays, in which events without metadata have `{}`; `event_ids`
     are in the usual text form. `streams` and `metadata` are None where they were not asked for.
     `count` is that of all events between the offsets, those of ignored types included.
+    `schema_versions` are those that the bodies were written in, None means today's.
     """
 
     offsets: Sequence[int]
@@ -87,6 +109,7 @@ class PackedEvents(msgspec.Struct, frozen=True, gc=False):
     streams: Sequence[str] | None = None
     metadata: bytes | None = None
     count: int = 0
+    schema_versions: Sequence[int] | None = None
 
 
 class JournalInfo(msgspec.Struct, frozen=True):
@@ -108,7 +131,86 @@ class SizeAt(msgspec.Struct, frozen=True):
     provisional: bool
 
 
+class Seal(msgspec.Struct, frozen=True):
+    """How far a journal is sealed: the size and root of its tree, and the name of its log."""
+
+    origin: str
+    size: int
+    root: bytes
+    sealed_at: datetime
+
+
+class SignedCheckpoint(msgspec.Struct, frozen=True):
+    """A signed note about a log at one size (C2SP tlog-checkpoint)."""
+
+    origin: str
+    size: int
+    note: str
+    made_at: datetime
+
+
 Outcome = Appended | LedgerError
+
+
+class SealedLog(Protocol):
+    """The sealed log of one journal: its Merkle tree in tiles, and the notes signed about it.
+
+    Every method raises StoreUnavailable where the database is away.
+    """
+
+    async def seal(self) -> Seal | None:
+        """Return how far the journal is sealed, None where it never was."""
+        ...
+
+    async def tiles(self, level: int, first: int, stop: int) -> list[Tile]:
+        """Return the tiles of a level with first <= index < stop that there are, in order."""
+        ...
+
+    async def checkpoints(
+        self, origin: str, above: int = -1, limit: int = 1000
+    ) -> list[SignedCheckpoint]:
+        """Return up to `limit` signed checkpoints of sizes above one, in order of size."""
+        ...
+
+    async def checkpoints_below(
+        self, origin: str, below: int, limit: int
+    ) -> list[SignedCheckpoint]:
+        """Return up to `limit` signed checkpoints of sizes below one, the largest first."""
+        ...
+
+    async def checkpoint(self, origin: str, size: int) -> SignedCheckpoint | None:
+        """Return the signed checkpoint of one size, None where there is none."""
+        ...
+
+    async def extend(
+        self,
+        old: Seal | None,
+        new: Seal,
+        tiles: Sequence[Tile],
+        checkpoint: SignedCheckpoint,
+        replaced: SignedCheckpoint | None = None,
+    ) -> bool:
+        """Write what was sealed, all or nothing, if the seal is still `old`; return whether it was.
+
+        The checkpoint `replaced` is dropped unless it is the first of its minute or has got more
+        signatures.
+        """
+        ...
+
+    async def replace_note(self, checkpoint: SignedCheckpoint, note: str) -> bool:
+        """Store `note`, which adds signatures to a checkpoint; False where that has changed."""
+        ...
+
+    async def keep(self, checkpoint: SignedCheckpoint) -> bool:
+        """Store a checkpoint again that was dropped; False where there is one of its size."""
+        ...
+
+    async def drop(self, checkpoint: SignedCheckpoint) -> bool:
+        """Drop a checkpoint unless it is the first of its minute, or has got more signatures.
+
+        It must not be the newest. Return whether it was dropped.
+        """
+        ...
 
 
 class Store(Protocol):
@@ -141,6 +243,17 @@ class Store(Protocol):
 
         With `envelope` also their streams and metadata.
         """
+        ...
+
+    async def read_raw(self, journal_id: int, start: int, stop: int) -> RawEvents:
+        """Return the events with start <= offset < stop, in order, as they are sealed.
+
+        Raises ValueError, TypeError or OverflowError where a value is none that was ever stored.
+        """
+        ...
+
+    def sealed(self, journal_id: int) -> SealedLog:
+        """Return the sealed log of a journal."""
         ...
 
     async def read_stream(

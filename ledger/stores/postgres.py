@@ -25,6 +25,7 @@ from ledger.errors import (
     StoreUnavailable,
 )
 from ledger.settings import Settings
+from ledger.sqltypes import time_to_text
 from ledger.stores import (
     Appended,
     Clock,
@@ -32,6 +33,7 @@ from ledger.stores import (
     Outcome,
     PackedEvents,
     PreparedAppend,
+    RawEvents,
     SizeAt,
     StoredEvent,
 )
@@ -39,6 +41,7 @@ from ledger.stores.outcomes import each_alone
 from ledger.stores.postgres_batch import Batch
 from ledger.stores.postgres_wakeups import Listener, Notifier
 from ledger.stores.rounds import rounds
+from ledger.stores.sealing import Statement, StoredLog
 from ledger.stores.search import last_recorded
 from ledger.stores.wakeups import Hub, Wakeups
 
@@ -50,7 +53,8 @@ _APPEND = (
     " $16, $17, $18, $19, $20, $21, $22, $23)"
 )
 _COLUMNS = (
-    '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body'
+    '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body,'
+    " type"
 )
 _READ = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 ORDER BY "offset" """  # noqa: S608
@@ -63,6 +67,7 @@ _READ_PACKED = """SELECT string_agg(int8send("offset"), '') AS offsets,
         string_agg(event_id::text, ',') AS event_ids,
         string_agg(timestamptz_send(occurred_at), '') AS occurred_at,
         string_agg(timestamptz_send(recorded_at), '') AS recorded_at,
+        string_agg(int2send(schema_version), '') AS schema_versions,
         CASE WHEN $4 THEN array_agg(stream::text) END AS streams,
         CASE WHEN $4 THEN string_agg(coalesce(metadata, '{}'), ',') END AS metadata,
         (SELECT count(*) FROM events
@@ -71,6 +76,20 @@ _READ_PACKED = """SELECT string_agg(int8send("offset"), '') AS offsets,
         SELECT * FROM events
         WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 AND type <> ALL ('{%s}')
         ORDER BY "offset" OFFSET 0
+    ) AS e"""
+_READ_RAW = """SELECT string_agg(int8send("offset"), '') AS offsets,
+        array_agg(stream::text) AS streams,
+        string_agg(int8send(version), '') AS versions,
+        string_agg(event_id::text, ',') AS event_ids,
+        array_agg(type::text) AS types,
+        string_agg(int8send(schema_version), '') AS schema_versions,
+        string_agg(timestamptz_send(recorded_at), '') AS recorded_at,
+        string_agg(timestamptz_send(occurred_at), '') AS occurred_at,
+        array_agg(metadata) AS metadata,
+        array_agg(body) AS bodies
+    FROM (
+        SELECT * FROM events
+        WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 ORDER BY "offset" OFFSET 0
     ) AS e"""
 _READ_STREAM = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = $1 AND stream = $2 AND version > $3 ORDER BY version LIMIT $4"""  # noqa: S608
@@ -81,6 +100,7 @@ _READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
         SELECT * FROM events e WHERE e.journal_id = $1 AND e."offset" = t.tagged
     ) e ORDER BY tagged"""  # noqa: S608
 _JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
+_IDLE = "SET LOCAL idle_in_transaction_session_timeout = '%dms'"
 _BACKEND = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _TERMINATE = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE pid = $1 AND backend_start = $2"""
@@ -155,6 +175,35 @@ class PostgresStore:
         query = _READ_PACKED % _listed(ignored)
         [row] = await self._fetch(query, journal_id, start, stop, envelope)
         return _packed(row)
+
+    async def read_raw(self, journal_id: int, start: int, stop: int) -> RawEvents:
+        """Return the events between two offsets, in order, as they are sealed."""
+        [row] = await self._fetch(_READ_RAW, journal_id, start, stop)
+        return _raw(row)
+
+    def sealed(self, journal_id: int) -> StoredLog:
+        """Return the sealed log of a journal."""
+        return StoredLog(self, journal_id)
+
+    async def query(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
+        """Return the rows of a query, whose arguments are $1, $2, …."""
+        return [tuple(row) for row in await self._fetch(sql, *arguments)]
+
+    async def transact(self, statements: Sequence[Statement]) -> bool:
+        """Run statements in one transaction, unless the first one changes no row."""
+        try:
+            with self._away():
+                pool = await self._reading_pool()
+                async with (
+                    pool.acquire(timeout=self._read_timeout_seconds) as connection,
+                    connection.transaction(),
+                ):
+                    # A program that is frozen on the way must not keep the row for ever.
+                    milliseconds = max(1, self._settings.connect_timeout_seconds * 1000)
+                    await connection.execute(_IDLE % milliseconds)
+                    return await _run(connection, statements)
+        except asyncpg.UniqueViolationError as error:
+            raise self._refusal(error) from error
 
     async def read_stream(
         self, journal_id: int, stream: str, after_version: int, limit: int
@@ -347,12 +396,60 @@ def _packed(row: asyncpg.Record) -> PackedEvents:
         row["streams"],
         None if metadata is None else b"[" + metadata + b"]",
         row["count"],
+        _integers(row["schema_versions"], "h"),
     )
 
 
-def _integers(sent: bytes) -> array[int]:
-    """Return integers from the form in which PostgreSQL sends them, big-endian."""
-    found = array("q", sent)
+async def _run(connection: Any, statements: Sequence[Statement]) -> bool:
+    """Run statements unless the first one changes no row; return whether they were run."""
+    first, *others = statements
+    [arguments] = first.arguments
+    status: str = await connection.execute(first.sql, *arguments)
+    if status.endswith(" 0"):
+        return False
+    for each in others:
+        await connection.executemany(each.sql, each.arguments)
+    return True
+
+
+def _raw(row: asyncpg.Record) -> RawEvents:
+    """Unpack events as they are sealed."""
+    if row["offsets"] is None:
+        return RawEvents((), (), (), (), (), (), (), (), (), ())
+    recorded_at = _texts(row["recorded_at"])
+    is_same = row["occurred_at"] == row["recorded_at"]
+    return RawEvents(
+        _integers(row["offsets"]),
+        row["streams"],
+        _integers(row["versions"]),
+        row["event_ids"].split(","),
+        row["types"],
+        _integers(row["schema_versions"]),
+        recorded_at,
+        recorded_at if is_same else _texts(row["occurred_at"]),
+        row["metadata"],
+        row["bodies"],
+    )
+
+
+def _texts(sent: bytes) -> list[str]:
+    """Return times as text; many events have the same, as those of one batch."""
+    known: dict[datetime, str] = {}
+    texts = []
+    for moment in _times(sent):
+        text = known.get(moment)
+        if text is None:
+            text = known[moment] = time_to_text(moment)
+        texts.append(text)
+    return texts
+
+
+def _integers(sent: bytes, kind: str = "q") -> array[int]:
+    """Return integers from the form in which PostgreSQL sends them, big-endian.
+
+    `kind` tells their size: "q" is eight bytes, "h" two.
+    """
+    found = array(kind, sent)
     if sys.byteorder == "little":
         found.byteswap()
     return found

@@ -34,10 +34,12 @@ from ledger.stores import (
     Outcome,
     PackedEvents,
     PreparedAppend,
+    RawEvents,
     SizeAt,
     StoredEvent,
 )
 from ledger.stores.outcomes import each_alone
+from ledger.stores.sealing import Statement, StoredLog
 from ledger.stores.search import last_recorded
 from ledger.stores.sqlite_batch import Batch
 from ledger.stores.turns import turn
@@ -49,7 +51,8 @@ READERS = 4
 CACHE_KIB = 64 * 1024
 _COMMIT_TRIES = 3
 _COLUMNS = (
-    '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body'
+    '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body,'
+    " type"
 )
 _READ = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?
@@ -57,9 +60,13 @@ _READ = f"""SELECT {_COLUMNS} FROM events
     ORDER BY "offset" """  # noqa: S608
 _COUNT = """SELECT count(*) FROM events
     WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?"""
-_READ_PACKED = """SELECT "offset", body, event_id, occurred_at, recorded_at, stream, metadata
+_READ_PACKED = """SELECT
+        "offset", body, event_id, occurred_at, recorded_at, stream, metadata, schema_version
     FROM events WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?
     AND type NOT IN (SELECT value FROM json_each(?)) ORDER BY "offset" """
+_READ_RAW = """SELECT "offset", stream, version, event_id, type, schema_version, recorded_at,
+        occurred_at, metadata, body
+    FROM events WHERE journal_id = ? AND "offset" >= ? AND "offset" < ? ORDER BY "offset" """
 _READ_STREAM = f"""SELECT {_COLUMNS} FROM events
     WHERE journal_id = ? AND stream = ? AND version > ? ORDER BY version LIMIT ?"""  # noqa: S608
 _READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
@@ -155,6 +162,45 @@ class SqliteStore:
         rows = await self._fetch(_READ_PACKED, journal_id, start, stop, names)
         [[count]] = await self._fetch(_COUNT, journal_id, start, stop)
         return _packed(rows, count, envelope=envelope)
+
+    async def read_raw(self, journal_id: int, start: int, stop: int) -> RawEvents:
+        """Return the events between two offsets, in order, as they are sealed."""
+        try:
+            rows = await self._fetch(_READ_RAW, journal_id, start, stop)
+        except StoreUnavailable as error:
+            if "decode to UTF-8" in str(error):  # SQLite takes any bytes for text
+                raise ValueError(str(error)) from error
+            raise
+        return _raw(rows)
+
+    def sealed(self, journal_id: int) -> StoredLog:
+        """Return the sealed log of a journal."""
+        return StoredLog(self, journal_id)
+
+    async def query(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
+        """Return the rows of a query, whose arguments are $1, $2, …."""
+        return await self._fetch(_numbered(sql), *map(_adapted, arguments))
+
+    async def transact(self, statements: Sequence[Statement]) -> bool:
+        """Run statements in one transaction, unless the first one changes no row."""
+        try:
+            return await self._guarded(self._writing.run(self._run, statements))
+        except sqlite3.IntegrityError as error:
+            raise self._refusal(error) from error
+
+    def _run(self, connections: _Connections, statements: Sequence[Statement]) -> bool:
+        """Run statements unless the first one changes no row; return whether they were run."""
+        with self._turn():
+            connection = connections.current()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                changed = _run(connection, statements)
+                connection.execute("COMMIT" if changed else "ROLLBACK")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+        return changed
 
     async def read_stream(
         self, journal_id: int, stream: str, after_version: int, limit: int
@@ -325,10 +371,43 @@ def _execute(
     return connections.current().execute(sql, arguments).fetchall()
 
 
+def _run(connection: sqlite3.Connection, statements: Sequence[Statement]) -> bool:
+    first, *others = statements
+    [arguments] = first.arguments
+    done = connection.execute(_numbered(first.sql), [*map(_adapted, arguments)])
+    if done.rowcount == 0:
+        return False
+    for each in others:
+        rows = ([*map(_adapted, arguments)] for arguments in each.arguments)
+        connection.executemany(_numbered(each.sql), rows)
+    return True
+
+
+def _numbered(sql: str) -> str:
+    """Return SQLite's form of a statement whose arguments are $1, $2, …."""
+    return sql.replace("$", "?")
+
+
+def _adapted(argument: Any) -> Any:
+    return time_to_text(argument) if isinstance(argument, datetime) else argument
+
+
+def _raw(rows: Sequence[tuple[Any, ...]]) -> RawEvents:
+    """Turn rows into columns; ids are stored as 32 digits, times as they are sealed."""
+    if not rows:
+        return RawEvents((), (), (), (), (), (), (), (), (), ())
+    offsets, streams, versions, event_ids, *others = zip(*rows, strict=True)
+    return RawEvents(offsets, streams, versions, list(map(_dashed, event_ids)), *others)
+
+
+def _dashed(digits: str) -> str:
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
 def _packed(rows: Sequence[tuple[Any, ...]], count: int, *, envelope: bool) -> PackedEvents:
     if not rows:
         return PackedEvents((), b"[]", (), (), (), count=count)
-    offsets, bodies, event_ids, occurred_at, recorded_at, streams, metadata = zip(
+    offsets, bodies, event_ids, occurred_at, recorded_at, streams, metadata, versions = zip(
         *rows, strict=True
     )
     return PackedEvents(
@@ -340,6 +419,7 @@ def _packed(rows: Sequence[tuple[Any, ...]], count: int, *, envelope: bool) -> P
         streams if envelope else None,
         b"[" + b",".join(each or b"{}" for each in metadata) + b"]" if envelope else None,
         count,
+        versions,
     )
 
 
@@ -353,6 +433,7 @@ def _stored_event(
     recorded_at: str,
     metadata: bytes | None,
     body: bytes,
+    type_name: str,
 ) -> StoredEvent:
     return StoredEvent(
         offset,
@@ -364,4 +445,5 @@ def _stored_event(
         text_to_time(recorded_at),
         metadata,
         body,
+        type_name,
     )

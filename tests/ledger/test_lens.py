@@ -21,7 +21,7 @@ from ledger.journal import open_journal
 from ledger.lens import Lens, lens_class
 from ledger.settings import Settings
 from ledger.stores import PackedEvents
-from tests.ledger.support import opened
+from tests.ledger.support import append_unasked, opened
 from tests.projections.random_events import random_events
 
 AT = datetime(2026, 3, 2, 12, 0, 0, 123456, UTC)
@@ -81,7 +81,7 @@ async def test_what_is_read_from_a_store(database_url: str) -> None:
             metadata = Metadata(ip_address="192.0.2.1", actor="ä") if number % 3 else None
             stream = "" if event.stream() else "any"
             new = NewEvent(event, stream, occurred_at=occurred_at, metadata=metadata)
-            await journal.append(new)
+            await append_unasked(journal, new)
     lens = Lens(event_types().values(), envelope=True)
     every, through = await stored(Settings(database_url=database_url), lens)
     for recorded, other in zip(every, through, strict=True):

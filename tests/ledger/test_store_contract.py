@@ -21,6 +21,7 @@ from ledger.errors import (
 )
 from ledger.event import Event, Metadata, NewEvent
 from ledger.journal import Journal
+from ledger.prepare import CLOCKS_APART_MAX
 from ledger.stores import Appended
 from tests.ledger.support import (
     START,
@@ -28,6 +29,7 @@ from tests.ledger.support import (
     Noted,
     Remarked,
     an_id,
+    append_unasked,
     assert_sound,
     known_note,
     note,
@@ -75,8 +77,43 @@ async def test_times_at_the_ends_of_the_calendar_are_kept(database_url: str) -> 
         for end in ends:
             with pytest.raises(InvalidEvent, match=r"^occurred_at: .* lies outside"):
                 await journal.append(NewEvent(Noted(), "s", occurred_at=end))
-        await journal.append([NewEvent(Noted(), "s", occurred_at=time) for time in times])
+        await append_unasked(journal, *(NewEvent(Noted(), "s", occurred_at=t) for t in times))
         assert [event.occurred_at for event in await read_all(journal)] == times
+
+
+async def test_a_part_of_a_stream_or_of_what_is_tagged(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what lies below an offset, only so many; however many are read at once."""
+    async with opened(database_url) as journal:
+        streams = [("s", "t")[number % 3 == 2] for number in range(12)]
+        await journal.append([note(stream, tagged=("x",)) for stream in streams])
+        own = [offset for offset, stream in enumerate(streams) if stream == "s"]
+        for chunk_size in (1, 2, 3, 1000):
+            monkeypatch.setattr("ledger.journal.CHUNK_SIZE", chunk_size)
+            for stop in range(13):
+                found = await journal.read_stream("s", stop=stop)
+                assert [each.offset for each in found] == [each for each in own if each < stop]
+                tagged = await journal.read_tagged("x", 2, stop=stop)
+                assert [each.offset for each in tagged] == list(range(3, stop))
+            for limit in range(1, 10):
+                found = await journal.read_stream("s", 1, limit=limit)
+                assert [each.offset for each in found] == own[1 : 1 + limit]
+
+
+async def test_what_has_not_happened_yet_is_refused(database_url: str) -> None:
+    """By the journal's own clock, which may differ a little from the one that dates events."""
+    clock = Clock()
+    async with opened(database_url, clock=clock) as journal:
+        ahead = [START + CLOCKS_APART_MAX + timedelta(microseconds=each) for each in (0, 1)]
+        events = [NewEvent(Noted(), "s", occurred_at=each) for each in ahead]
+        with pytest.raises(InvalidEvent, match=r"^occurred_at: .* lies in the future") as refused:
+            await journal.append(events)
+        assert (refused.value.field, await journal.size()) == ("occurred_at", 0)
+        await journal.append(events[0])
+        clock.move(0.000001)
+        await journal.append(events[1])
+        assert [each.occurred_at for each in await read_all(journal)] == ahead
 
 
 async def test_occurred_at_is_the_time_of_recording_where_it_is_left_out(database_url: str) -> None:

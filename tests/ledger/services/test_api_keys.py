@@ -202,9 +202,16 @@ class Slow(Journal):
         super().__init__(journal.store, JournalInfo(journal.journal_id, journal.name, 0, START))
         self.begun, self.go = asyncio.Event(), asyncio.Event()
 
-    async def read_stream(self, stream: str, after_version: int = 0) -> list[RecordedEvent]:
+    async def read_stream(
+        self,
+        stream: str,
+        after_version: int = 0,
+        *,
+        stop: int | None = None,
+        limit: int | None = None,
+    ) -> list[RecordedEvent]:
         """Read, and wait the first time."""
-        found = await super().read_stream(stream, after_version)
+        found = await super().read_stream(stream, after_version, stop=stop, limit=limit)
         if stream.startswith("apikey-") and not self.begun.is_set():
             self.begun.set()
             await self.go.wait()

@@ -19,6 +19,7 @@ from rich.table import Table
 from ledger import console
 from ledger.errors import InvalidEvent, JournalNotFound
 from ledger.journal import Journal, open_journal
+from ledger.proof.witnessing import check_witnessed
 from ledger.stores.opening import open_store
 from projections import checking, leases, parking, retrying
 from projections.checking import STEPS
@@ -105,6 +106,7 @@ async def _run_once(
     settings = console.load_settings()
     async with opened_all(names) as journals, Database(settings) as database:
         for journal in journals:
+            await check_witnessed(journal, settings, must_be_sealed=bool(names))
             end = await journal.size()
             projectors = [
                 Projector(database, journal, GROUPS[group], batch_size=batch_size)
@@ -147,6 +149,7 @@ def react(
 async def _react(mark_age: float, name: str | None, *, once: bool) -> None:
     stopping, reporter = _stopped_by_signals(), Reporter()
     async with opened(name) as (journal, database):
+        await check_witnessed(journal, console.load_settings())
         reactor = Reactor(
             database,
             journal,

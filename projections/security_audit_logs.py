@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import Index
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
+from ledger.codec import todays_body
 from ledger.domain.api_keys import (
     ApiKeyIssued,
     ApiKeyRefused,
@@ -44,7 +45,7 @@ from ledger.domain.users import (
     UserReactivated,
     UserRegistered,
 )
-from ledger.event import Event, Metadata, RecordedEvent
+from ledger.event import Event, RecordedEvent
 from projections.model import ReadModel, refers_to
 from projections.numbers import TEXT_CHARS_MAX
 from projections.projection import Projection, State
@@ -171,7 +172,7 @@ def _audited(state: State, recorded: RecordedEvent, event: Event) -> None:
         resource=resource[:TEXT_CHARS_MAX],
         action=action[:TEXT_CHARS_MAX],
         success=not isinstance(event, FAILURES),
-        details=_details(recorded.body, metadata),
+        details=_details(recorded),
         request_id=metadata.request_id and metadata.request_id[:TEXT_CHARS_MAX],
     )
 
@@ -197,12 +198,13 @@ def _user_id(state: State, event: Event) -> UUID | None:
     return None
 
 
-def _details(body: bytes, metadata: Metadata) -> dict[str, Any]:
-    """Return the event's fields as they are stored, without secrets, and who acted."""
-    fields: dict[str, Any] = _decode(body)
+def _details(recorded: RecordedEvent) -> dict[str, Any]:
+    """Return the event's fields as they would be stored today, without secrets, and who acted."""
+    kind, version = recorded.event.kind, recorded.schema_version
+    fields: dict[str, Any] = _decode(todays_body(recorded.body, kind, version, recorded.offset))
     for secret in SECRETS:
         fields.pop(secret, None)
     for name in ORIGINS:
-        if (value := getattr(metadata, name)) is not None:
+        if (value := getattr(recorded.metadata, name)) is not None:
             fields[name] = str(value)
     return fields

@@ -11,7 +11,10 @@ from sqlalchemy import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.journal import Journal
+from ledger.proof.keys import read_key
+from ledger.proof.log import Sealed, verify_sealed
 from ledger.schema import journals
+from ledger.settings import Settings
 from projections import checkpoints, parking
 from projections.database import Database
 from projections.fold import Group
@@ -55,7 +58,8 @@ class Verified(msgspec.Struct):
 
     Rows that are `parked` are as they were before the event that their fold could not take, and
     those that it should have made are missing, so they are not verified. What was `skipped` is
-    left out of the tables and of the fold alike.
+    left out of the tables and of the fold alike. What the events were compared with first is what
+    was `sealed`, if anything was: tables are compared only with events that are as they were then.
     """
 
     sizes: dict[str, int] = msgspec.field(default_factory=dict)
@@ -65,11 +69,17 @@ class Verified(msgspec.Struct):
     first: list[Difference] = msgspec.field(default_factory=list)
     parked: list[ParkedKey] = msgspec.field(default_factory=list)
     skipped: list[SkippedEvent] = msgspec.field(default_factory=list)
+    sealed: Sealed | None = None
 
     @property
     def is_verified(self) -> bool:
         """Whether the tables are what the journal says, but for what was skipped."""
-        return self.differences == 0 and not self.parked
+        return self.differences == 0 and not self.parked and not self.is_unsealed
+
+    @property
+    def is_unsealed(self) -> bool:
+        """Whether the journal was sealed and is no longer what was sealed."""
+        return self.sealed is not None and not self.sealed.is_verified
 
     @property
     def events(self) -> int:
@@ -90,8 +100,8 @@ async def verify(
     advanced: Callable[[int], None] = lambda _: None,
 ) -> Verified:
     """Compare the tables of `groups` with the journal, each group at its checkpoint."""
-    result = Verified()
-    for group in groups:
+    result = Verified(sealed=await _compare_seal(database.settings, journal, advanced))
+    for group in () if result.is_unsealed else groups:
         async with database.snapshot() as connection:
             checkpoint = await checkpoints.read(connection, journal.journal_id, group)
             size = await _compare_checkpoint(journal, group, checkpoint, result)
@@ -104,6 +114,14 @@ async def verify(
                 await _compare_table(connection, group, projection, state, result)
                 await _find_strays(connection, projection, result)
     return result
+
+
+async def _compare_seal(
+    settings: Settings, journal: Journal, advanced: Callable[[int], None]
+) -> Sealed | None:
+    """Compare the events with what was sealed; signatures too, where the log's key is at hand."""
+    file = settings.log_key_file
+    return await verify_sealed(journal, None if file is None else read_key(file).verifier, advanced)
 
 
 async def _compare_checkpoint(

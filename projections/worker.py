@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.errors import JournalNotFound, LedgerError, StoredEventInvalid
 from ledger.journal import Journal
+from ledger.proof.witnessing import check_witnessed
 from ledger.settings import Settings
 from ledger.stores import JournalInfo, Store
 from ledger.stores.opening import open_store
@@ -86,11 +87,13 @@ class Worker:
         """Project until `stopping` is set; then finish the batches and give all leases back.
 
         Raises what is wrong with the database at the start: StoreUnavailable, SchemaMissing,
-        JournalNotFound. Later it is waited for. Raises WorkerReplaced where another worker
+        JournalNotFound; also JournalRolledBack where a journal is not all that witnesses have seen.
+        Later it is waited for. Raises WorkerReplaced where another worker
         registers under the same name.
         """
         async with self._opened():
             await self._find_journals()
+            await self._check_witnessed()
             async with self._transaction() as connection:
                 started_at = await leases.register(connection, self.worker_id, self._seconds)
             try:
@@ -129,6 +132,13 @@ class Worker:
             if missing := sorted(self._names - {info.name for info in found.values()}):
                 raise JournalNotFound(missing[0])
         self._journals = found
+
+    async def _check_witnessed(self) -> None:
+        """Refuse journals that have lost what was witnessed; one of many may be never sealed."""
+        for info in self._journals.values():
+            is_named = self._names is not None or info.name == self._settings.journal
+            journal = Journal(self._store, info)
+            await check_witnessed(journal, self._settings, must_be_sealed=is_named)
 
     async def _beat_until(self, stopping: asyncio.Event, started_at: datetime) -> None:
         seconds = min(BEAT_SECONDS_MAX, self._seconds / BEATS_IN_LEASE)

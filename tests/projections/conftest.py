@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
 
 import pytest
 
+import replay
+from ledger import console
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
+from projections import cli
 from projections.database import Database
+from tests.projections.support import Run
+
+
+@pytest.fixture
+def run(sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run `replay` or `projections`; return exit code, output and errors."""
+    monkeypatch.setenv("LEDGER_DATABASE_URL", sqlite_url)
+    apps = {"replay": replay.app, "projections": cli.app}
+
+    def call(name: str, *arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with pytest.raises(SystemExit) as ended:
+            console.main(apps[name], name)
+        output, errors = capfd.readouterr()
+        return int(ended.value.code or 0), output, errors
+
+    return call
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -11,7 +12,8 @@ import sqlalchemy as sa
 
 from ledger.codec import encode_event
 from ledger.event import Event, Metadata, NewEvent, RecordedEvent
-from ledger.journal import Journal
+from ledger.journal import Journal, open_journal
+from ledger.settings import Settings
 from projections.database import Database
 from projections.fold import Group
 from projections.groups import TRADING
@@ -21,6 +23,9 @@ from projections.projector import Projector
 from projections.replaying import fold_prefix
 
 JOURNAL_ID, JOURNAL = 1, "main"
+Run = Callable[..., tuple[int, str, str]]
+"""Runs a program by its name, with arguments; returns exit code, output and errors."""
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -77,6 +82,16 @@ async def append(journal: Journal, events: Iterable[Event]) -> int:
     for start in range(0, len(new), 100):
         await journal.append(new[start : start + 100])
     return await journal.size()
+
+
+def fill(url: str, events: Iterable[Event]) -> None:
+    """Append events to the default journal of a database."""
+
+    async def work() -> None:
+        async with open_journal(Settings(database_url=url)) as journal:
+            await append(journal, events)
+
+    asyncio.run(work())
 
 
 async def live_tables(database: Database, group: Group) -> dict[str, dict[Any, dict[str, Any]]]:

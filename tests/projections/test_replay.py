@@ -6,56 +6,23 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
 
 import pytest
 
-import replay
-from ledger import console
-from ledger.event import Event
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
-from projections import cli
 from projections.database import Database
 from projections.groups import GROUPS, TABLES, TRADING
 from projections.projector import Projector
 from tests.ledger.support import ROOT, Clock, environment
 from tests.projections.random_events import random_events
-from tests.projections.support import append, assert_live_is_replay, tables_as_of
+from tests.projections.support import Run, append, assert_live_is_replay, fill, tables_as_of
 
 POINTS = 50
 MICROSECOND = timedelta(microseconds=1)
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Run `replay` or `projections`; return exit code, output and errors."""
-    monkeypatch.setenv("LEDGER_DATABASE_URL", sqlite_url)
-    apps = {"replay": replay.app, "projections": cli.app}
-
-    def call(name: str, *arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", [name, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            console.main(apps[name], name)
-        output, errors = capfd.readouterr()
-        return int(ended.value.code or 0), output, errors
-
-    return call
-
-
-def fill(url: str, events: list[Event]) -> None:
-    """Append events to the default journal."""
-
-    async def work() -> None:
-        async with open_journal(Settings(database_url=url)) as journal:
-            await append(journal, events)
-
-    asyncio.run(work())
 
 
 def test_as_of_prints_the_fold_of_a_prefix(run: Run, sqlite_url: str) -> None:

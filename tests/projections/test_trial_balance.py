@@ -304,7 +304,9 @@ def test_the_program_prints_the_balance(run: Run) -> None:
     """Of the whole journal, of a size, of a time, or of the tables; as a table or as JSON."""
     code, output, errors = run()
     assert (code, errors) == (0, "")
-    assert output.startswith("journal main as of size 5\n\naccount       currency  amount\n")
+    lines = output.splitlines()
+    assert lines[:2] == ["journal main as of size 5", "root: not sealed"]
+    assert lines[2:4] == ["", "account       currency  amount"]
     assert "realized_pnl  quote     -210\n" in output
     assert output.endswith("\nbalanced, as the positions are (postings: 24, books: 1)\n")
     answer = json.loads(run("--size", "2", "--json")[1])
@@ -312,6 +314,7 @@ def test_the_program_prints_the_balance(run: Run) -> None:
     assert answer == {
         "journal": "main",
         "size": 2,
+        "root": None,
         "postings": 5,
         "books": 1,
         "totals": {"SOL": "0", "quote": "0"},

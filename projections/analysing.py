@@ -15,6 +15,9 @@ from projections.fold import Group
 EVENTS_FIRST = 100
 """After so many events a projector has the tables looked at for the first time."""
 
+ANALYSE_SECONDS = 5.0
+"""So long all of it may take at most."""
+
 _IS_OWNED = "pg_has_role(c.relowner, 'USAGE')"
 _MAY_MAINTAIN = f"({_IS_OWNED} OR has_table_privilege(c.oid, 'MAINTAIN'))"
 _MAINTAIN_SINCE = (17,)
@@ -27,11 +30,13 @@ _GROWN = """
 """
 
 
-async def analyse_grown(connection: AsyncConnection, group: Group) -> None:
+async def analyse_grown(
+    connection: AsyncConnection, group: Group, timeout_seconds: float = ANALYSE_SECONDS
+) -> None:
     """Analyse those tables of the group that have doubled since; connections then plan anew.
 
     Only what is looked up matters, so not append-only tables. Left out is what this role may not
-    analyse, and what somebody else has locked.
+    analyse, and what somebody else has locked. Raises StoreUnavailable where it takes too long.
     """
     if connection.dialect.name == "sqlite":
         return
@@ -40,4 +45,6 @@ async def analyse_grown(connection: AsyncConnection, group: Group) -> None:
     names = [each.table.name for each in group.projections if not each.append_only]
     found = await connection.execute(sa.text(_GROWN.format(may=may)), {"names": names})
     if grown := found.scalars().all():
+        timeout_ms = max(1, round(timeout_seconds * 1000))
+        await connection.exec_driver_sql(f"SET LOCAL statement_timeout = {timeout_ms}")
         await connection.exec_driver_sql(f"ANALYZE (SKIP_LOCKED) {', '.join(grown)}")

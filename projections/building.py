@@ -32,7 +32,7 @@ from projections.guarding import fold_guarded
 from projections.lanes import Parking, Rulings
 from projections.loading import Loader, open_loaders
 from projections.projection import Rows
-from projections.slicing import Entangled, Slice, Slicer
+from projections.slicing import NO_CLAIMS, Claims, Entangled, Slice, Slicer
 
 ROWS_MAX = 1_000_000
 CHUNK_SIZE = 10_000
@@ -71,14 +71,14 @@ class Part(msgspec.Struct, frozen=True):
 class Built(msgspec.Struct, frozen=True):
     """What was folded, and how many rows each live table's new one has got of the journal.
 
-    Of `claimable` events, each of which one slice has to fold, this one has `claimed` so many; None
-    where it found that slices do not go, and its rows are of no use.
+    A slice says which events it `claims`, and whether it `is_entangled`: then slices do not go,
+    and its rows are of no use.
     """
 
     events: int
     rows: dict[str, int]
-    claimable: int = 0
-    claimed: int | None = 0
+    claims: Claims = NO_CLAIMS
+    is_entangled: bool = False
 
 
 def build(settings: Settings, part: Part) -> Built:
@@ -106,7 +106,7 @@ async def _build(settings: Settings, part: Part) -> Built:
         try:
             return await building.run()
         except Entangled:
-            return Built(0, {}, claimed=None)
+            return Built(0, {}, is_entangled=True)
         except _Spoilt as spoilt:
             return await building.run_again(spoilt.size)
 
@@ -188,7 +188,7 @@ class _Building:
         await self._note_progress(self._part.size, at_once=True)
         if self._slicer is None:
             return Built(folded, self._written)
-        return Built(folded, self._written, self._slicer.claimable, self._slicer.claimed)
+        return Built(folded, self._written, self._slicer.claims)
 
     def _cut(self, folded: int) -> bool:
         """Take only the events of the part's slice; return whether there is anything to do.
@@ -201,7 +201,7 @@ class _Building:
             return part is None or part.is_first
         if self._rulings:
             raise Entangled
-        self._slicer = Slicer(part, self._group, self._state, self._away)
+        self._slicer = Slicer(part, self._part.size, self._group, self._state, self._away)
         return True
 
     async def _begin(self) -> int:
@@ -316,7 +316,9 @@ class _Building:
             own.name == self._part.name, own.journal_id == self._part.journal_id
         )
         async with self._journal.store.write_turn(), self._database.transaction() as connection:
-            await connection.execute(update.values(size=size))
+            noted = await connection.execute(update.values(size=size))
+        if self._slicer is not None and noted.rowcount == 0:
+            raise Entangled  # another slice was, so that nobody keeps account of this one any more
 
 
 def _keys(rows: Rows[Any], events: Sequence[RecordedEvent], away: set[Hashable]) -> set[Hashable]:

@@ -20,7 +20,8 @@ def fit_of(precision: int, scale: int) -> Callable[[Decimal], Decimal | None]:
     It rounds to the column's places (half even), and gives None for what is too large for it.
     """
     unit, context = Decimal(1).scaleb(-scale), CONTEXT.copy()
-    context.prec = precision  # so that quantising raises just where the column has too few digits
+    # So that quantising raises just where the column has too few digits.
+    context.prec = min(precision, context.prec)
 
     def fit(value: Decimal) -> Decimal | None:
         try:

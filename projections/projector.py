@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
-
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.errors import LedgerError, StoredEventInvalid
 from ledger.event import RecordedEvent
 from ledger.journal import Journal
 from projections import batches, checkpoints, parking
-from projections.analysing import EVENTS_FIRST, analyse_grown
+from projections.analysing import ANALYSE_SECONDS, EVENTS_FIRST, analyse_grown
 from projections.database import Database
 from projections.fold import Group
 from projections.lanes import Place
@@ -104,7 +103,6 @@ class Projector:
             events, end = await self._read(at.size, stop, batch_size)
             state = None if kept is None or kept.at != at else kept.state
             if events:
-                await self._analyse(connection)
                 state = await batches.fold_batch(
                     connection, self._group, named, events, poisoned, kept=state
                 )
@@ -117,13 +115,21 @@ class Projector:
         self._size = end
         self._is_concerned = end - at.size == batch_size or self._concern(events)
         self.folded += end - at.size
+        await self._analyse()
         return end - at.size
 
-    async def _analyse(self, connection: AsyncConnection) -> None:
-        """Have the tables looked at whenever twice as many events have been folded."""
-        if self.folded >= self._analyse_at:
-            await analyse_grown(connection, self._group)
-            self._analyse_at = 2 * self.folded
+    async def _analyse(self) -> None:
+        """Have the tables looked at whenever twice as many events have been folded.
+
+        Where that cannot be done now, it is done at the next time, or by autovacuum.
+        """
+        if self.folded < self._analyse_at:
+            return
+        self._analyse_at = 2 * self.folded
+        seconds = min(ANALYSE_SECONDS, self._database.settings.lease_seconds / 2)
+        with suppress(LedgerError):
+            async with self._database.transaction() as connection:
+                await analyse_grown(connection, self._group, seconds)
 
     def _concern(self, events: Sequence[RecordedEvent]) -> bool:
         """Whether the group folds any of a batch; the last one is there whatever it is."""

@@ -3,7 +3,7 @@
 No event says beforehand which rows its fold looks at, so a slice claims events as it goes: those
 that name one of its own users, and those that name no user, but a row that it holds. That this was
 right shows in two ways. A slice that meets an event of another one which names a row of its own is
-`Entangled`; and all slices together must have claimed each event once (`claimed`, `claimable`).
+`Entangled`; and all slices together must have claimed each event, and none twice (`is_whole`).
 Otherwise users share rows, or a fact came before anybody knew whose it was, and the tables have to
 be folded in one piece.
 """
@@ -59,19 +59,42 @@ def can_be_cut(group: Group) -> bool:
     return bool(cut) and cut.isdisjoint(common_types(group))
 
 
+class Claims(msgspec.Struct, frozen=True):
+    """Which events a slice has folded, of those that some slice must: a bit for each offset."""
+
+    claimed: bytes
+    claimable: bytes
+
+
+NO_CLAIMS = Claims(b"", b"")
+
+
+def is_whole(slices: Iterable[Claims]) -> bool:
+    """Whether the slices saw the same events, and each event was folded by just one of them."""
+    together, claimable = 0, set[bytes]()
+    for each in slices:
+        claimed = int.from_bytes(each.claimed, "little")
+        if together & claimed:
+            return False
+        together |= claimed
+        claimable.add(each.claimable)
+    return {together} == {int.from_bytes(each, "little") for each in claimable}
+
+
 class Slicer:
     """Picks the events of one slice, while they are folded: what it holds changes with each."""
 
     def __init__(
         self,
         part: Slice,
+        size: int,
         group: Group,
         state: State,
         away: Mapping[str, Container[Hashable]],
     ) -> None:
-        """Take the state and, by table, the keys of rows that are not in memory just now."""
-        self.claimed = 0
-        self.claimable = 0
+        """Take the size to go to, the state, and by table the keys of rows that are away."""
+        self._claimed = bytearray(size // 8 + 1)
+        self._claimable = bytearray(size // 8 + 1)
         self._owner = "" if group.slicing is None else group.slicing.owner
         self._owned = _Owned(part)
         self._cut = group.event_types - common_types(group)
@@ -89,10 +112,16 @@ class Slicer:
             if event.kind not in cut:
                 yield recorded
                 continue
-            self.claimable += 1
+            at, bit = recorded.offset >> 3, 1 << (recorded.offset & 7)
+            self._claimable[at] |= bit
             if self._is_own(event):
-                self.claimed += 1
+                self._claimed[at] |= bit
                 yield recorded
+
+    @property
+    def claims(self) -> Claims:
+        """What it has folded so far."""
+        return Claims(bytes(self._claimed), bytes(self._claimable))
 
     def _is_own(self, event: Event) -> bool:
         owner = getattr(event, self._owner, None)

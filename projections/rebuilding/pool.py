@@ -74,8 +74,12 @@ async def build_all(work: Work, parts: Sequence[Part], executor: Executor) -> li
             done, waiting = await asyncio.wait(
                 waiting, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION
             )
+            entangled: set[str] = set()
             for future in done:
-                _check(future, parts[futures.index(future)])
+                part = parts[futures.index(future)]
+                _check(future, part)
+                entangled |= {part.group} if future.result().is_entangled else set()
+            await _stop_slices(work, [part for part in parts if part.group in entangled])
             async with work.database.transaction() as connection:
                 passed = await side.read_progress(connection, names)
             work.watch.folded(passed * events // max(1, total), events)
@@ -83,6 +87,14 @@ async def build_all(work: Work, parts: Sequence[Part], executor: Executor) -> li
         for future in futures:
             future.cancel()
     return [future.result() for future in futures]
+
+
+async def _stop_slices(work: Work, parts: Sequence[Part]) -> None:
+    """Keep no account any more of slices whose rows are of no use: so they end."""
+    names = [part.name for part in parts if part.slice is not None]
+    if names:
+        async with work.store.write_turn(), work.database.transaction() as connection:
+            await side.forget(connection, names)
 
 
 def _check(future: asyncio.Future[Built], part: Part) -> None:

@@ -43,6 +43,7 @@ from projections.rebuilding.shape_sqlite import SqliteShape
 from projections.rebuilding.side import SideTable, kept_name
 from projections.rebuilding.swapping import swap
 from projections.rebuilding.work import Options, Watch, Work, opened
+from projections.slicing import is_whole
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -208,7 +209,7 @@ async def _parts(
     """
     options = work.options
     count = sum(size >= options.sliced_size_min for size in sizes.values())
-    slices = options.workers // (2 * max(1, count)) if sliced else 1
+    slices = options.workers // (2 * max(1, count)) if sliced and not plan.skipped else 1
     return [
         _part(work, plan, journal, sizes[journal.journal_id], share)
         for journal in await work.journals()
@@ -298,13 +299,11 @@ def _entangled(parts: Sequence[Part], built: Sequence[Built]) -> set[str]:
         if part.slice is not None:
             key = part.group, part.journal_id, part.slice.of
             slices.setdefault(key, []).append(done)
-    return {key[0] for key, found in slices.items() if not _is_whole(found)}
-
-
-def _is_whole(slices: Sequence[Built]) -> bool:
-    claimed = [each.claimed for each in slices if each.claimed is not None]
-    claimable = {each.claimable for each in slices}
-    return len(claimed) == len(slices) and claimable == {sum(claimed)}
+    return {
+        group
+        for (group, *_), found in slices.items()
+        if any(each.is_entangled for each in found) or not is_whole(each.claims for each in found)
+    }
 
 
 async def _take_lanes(connection: AsyncConnection, plan: Plan, parts: Sequence[Part]) -> None:

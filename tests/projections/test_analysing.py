@@ -13,8 +13,8 @@ from ledger.domain.users import LoginSucceeded, UserRegistered
 from ledger.event import Event
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
+from projections import analysing, projector
 from projections import database as database_module
-from projections import projector
 from projections.database import Database
 from projections.groups import MARKS, POSTINGS, TRADING
 from projections.projector import Projector, wait_visible
@@ -150,3 +150,29 @@ async def test_a_group_that_events_do_not_concern_lets_others_work(
         stopping.set()
         await running
         assert len(paused) == pauses
+
+
+async def test_an_analysis_that_takes_too_long_stops_nothing(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where tables cannot be looked at in time, projecting goes on, and it is tried later."""
+    settings = Settings(database_url=postgres_url)
+    monkeypatch.setattr(projector, "ANALYSE_SECONDS", 0.02)
+    refusals: list[Exception] = []
+    plain = analysing.analyse_grown
+
+    async def noting(connection: Any, *arguments: Any) -> None:
+        await connection.execute(sa.text("SET LOCAL vacuum_cost_delay = 100"))
+        await connection.execute(sa.text("SET LOCAL vacuum_cost_limit = 1"))
+        try:
+            await plain(connection, *arguments)
+        except Exception as error:
+            refusals.append(error)
+            raise
+
+    monkeypatch.setattr(projector, "analyse_grown", noting)
+    async with open_journal(settings) as journal, Database(settings) as database:
+        await append(journal, history())
+        folded = await Projector(database, journal, TRADING, batch_size=500).catch_up()
+        assert folded == await journal.size()
+    assert len(refusals) >= 2

@@ -32,7 +32,15 @@ from projections.projection import State
 from projections.projector import Projector
 from projections.rebuilding.plan import Plan, Share
 from projections.rebuilding.rebuild import _entangled
-from projections.slicing import Entangled, Slice, Slicer, can_be_cut
+from projections.slicing import (
+    NO_CLAIMS,
+    Claims,
+    Entangled,
+    Slice,
+    Slicer,
+    can_be_cut,
+    is_whole,
+)
 from tests.projections.poison import at, poisoned, rows_by_key
 from tests.projections.random_events import Dice, random_events
 from tests.projections.rebuilds import Asked, assert_verified, project, rebuilt
@@ -101,16 +109,16 @@ def folded(recorded: Sequence[RecordedEvent]) -> State:
 def folded_in_slices(recorded: Sequence[RecordedEvent], count: int) -> list[State] | None:
     """Fold in slices; None where that does not go."""
     states = [PART.state(JOURNAL_ID, JOURNAL, str) for _ in range(count)]
-    claimable, claimed = 0, 0
+    claims: list[Claims] = []
     for number, state in enumerate(states):
         away = {name: set[str]() for name in state.tables}
-        slicer = Slicer(Slice("", number, count), PART, state, away)
+        slicer = Slicer(Slice("", number, count), len(recorded), PART, state, away)
         try:
             PART.fold(state, slicer.pick(recorded))
         except Entangled:
             return None
-        claimable, claimed = slicer.claimable, claimed + slicer.claimed
-    return states if claimed == claimable else None
+        claims.append(slicer.claims)
+    return states if is_whole(claims) else None
 
 
 @given(
@@ -193,6 +201,21 @@ BAD: dict[str, list[Event]] = {
         filled(ONE, "1", POSITION),
         filled(OTHER, "2"),
         ProtectionSet(position_id=POSITION, book=f"book:{OTHER}:SOL", stop_loss=Amount("1")),
+    ],
+    "one event for nobody and one for two": [
+        placed(ONE),
+        placed(OTHER, "2"),
+        filled(ONE, position_id=POSITION),
+        filled(OTHER, "2"),
+        OrderAccepted(order_id=an_id("3")),
+        ProtectionSet(position_id=POSITION, book=f"book:{OTHER}:SOL", stop_loss=Amount("1")),
+    ],
+    "the same with a fill of nobody": [
+        placed(ONE),
+        filled(ONE),
+        filled(OTHER, "2", POSITION),
+        OrderAccepted(order_id=an_id("3")),
+        filled(None, "order", POSITION),
     ],
     "levels of no position": [ProtectionSet(position_id=POSITION, stop_loss=Amount("1"))],
 }
@@ -297,13 +320,20 @@ def test_slices_are_counted() -> None:
         for number in range(2)
     ]
 
-    def fits(*claims: tuple[int, int | None]) -> bool:
-        built = [Built(9, {}, claimable, claimed) for claimable, claimed in claims]
+    def fits(*slices: Claims | None) -> bool:
+        built = [
+            Built(9, {}, NO_CLAIMS if each is None else each, is_entangled=each is None)
+            for each in slices
+        ]
         return not _entangled(parts, built)
 
-    assert fits((5, 3), (5, 2))
-    assert fits((0, 0), (0, 0))
-    assert not fits((5, 3), (5, 1))
-    assert not fits((5, 3), (5, 3))
-    assert not fits((5, 5), (0, 0))
-    assert not fits((5, 3), (0, None))
+    def claims(claimed: int, claimable: int) -> Claims:
+        return Claims(bytes([claimed]), bytes([claimable]))
+
+    assert fits(claims(0b1010, 0b1011), claims(0b0001, 0b1011))
+    assert fits(NO_CLAIMS, NO_CLAIMS)
+    assert not fits(claims(0b1010, 0b1111), claims(0b0001, 0b1111))
+    assert not fits(claims(0b1010, 0b1011), claims(0b1001, 0b1011))
+    assert not fits(claims(0b1010, 0b1111), claims(0b0010, 0b1111))
+    assert not fits(claims(0b0001, 0b0001), NO_CLAIMS)
+    assert not fits(claims(0b0001, 0b0001), None)

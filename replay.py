@@ -11,6 +11,7 @@ import typer
 from ledger import console
 from ledger.proof import verifier
 from projections import snapshot_cli
+from projections.bundling import bundle
 from projections.cli import JournalOption, opened
 from projections.groups import GROUPS, POSTINGS, TRADING
 from projections.points import InvalidRequest, Point, Request, parsed_time, point_of, root_at
@@ -45,6 +46,7 @@ app.add_typer(reports_cli.app, name="report")
 app.command("as-of")(as_of)
 app.command("diff")(show_diff)
 app.command("history")(history)
+app.command("bundle")(bundle)
 
 
 @app.command()

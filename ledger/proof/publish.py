@@ -235,3 +235,13 @@ def _outgrown(old: int, new: int) -> list[str]:
 
 def _folder_of(path: str) -> str:
     return path.rpartition("/")[0]
+
+
+def log_files(
+    journal: Source, size: int, advanced: Callable[[int], None] = lambda _: None
+) -> AsyncIterator[dict[str, bytes]]:
+    """Yield the entries and tiles of a log of `size`, some files at a time.
+
+    Raises LogDamaged where an event is not what was sealed.
+    """
+    return _new_files(journal, 0, size, advanced)

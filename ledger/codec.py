@@ -205,7 +205,8 @@ def todays_body(body: bytes, kind: type[Event], version: int, offset: int) -> by
         fields = msgspec.json.decode(body)
         del fields["type"]
         fields = upcast(kind, version, fields, offset)
-        made = _encode({"type": kind.__name__, **fields})
+        own = {"type": kind.__name__}
+        made = _encode(own | fields | own)
         return _encode(msgspec.json.decode(made, type=kind, dec_hook=_from_json))
     except (msgspec.MsgspecError, ValueError, TypeError, NotImplementedError) as error:
         reason = f"brought from version {version} of {kind.__name__} to today's: {error}"

@@ -13,9 +13,10 @@ import msgspec
 
 import ledger.domain  # noqa: F401 - registers the event types, which reading needs
 from ledger.codec import decode_bodies, decode_metadata
-from ledger.conditions import Condition
+from ledger.conditions import Condition, ExpectedVersion
 from ledger.errors import (
     AppendOutcomeUnknown,
+    ConditionFailed,
     InvalidEvent,
     JournalNotFound,
     Overloaded,
@@ -23,7 +24,7 @@ from ledger.errors import (
 )
 from ledger.event import NewEvent, RecordedEvent
 from ledger.lens import Lens
-from ledger.prepare import prepare
+from ledger.prepare import check_past, prepare
 from ledger.settings import Settings
 from ledger.stores import (
     Appended,
@@ -42,6 +43,8 @@ BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 RESOLVED_AT_ONCE = 50
 CHUNK_SIZE = 1000
+VERSION_MAX = 2**62
+"""No stream gets there."""
 
 _Waiting = tuple[PreparedAppend, "asyncio.Future[Appended]"]
 
@@ -75,7 +78,26 @@ class Journal:
         stored.
         """
         new = (events,) if isinstance(events, NewEvent) else events
-        prepared = prepare(new, conditions, self.now)
+        prepared = prepare(new, conditions)
+        try:
+            check_past(prepared, self.now)
+        except InvalidEvent as error:
+            return await self._known(prepared, error)
+        return await self._enqueue(prepared)
+
+    async def _known(self, prepared: PreparedAppend, error: InvalidEvent) -> Appended:
+        """Return the offsets of events that are stored already; raise the error if they are not.
+
+        Known ids are found before conditions are looked at, and this one never holds.
+        """
+        never = ExpectedVersion(prepared.events[0].stream, VERSION_MAX)
+        try:
+            return await self._enqueue(msgspec.structs.replace(prepared, conditions=(never,)))
+        except ConditionFailed:
+            raise error from None
+
+    async def _enqueue(self, prepared: PreparedAppend) -> Appended:
+        """Let an append wait its turn."""
         if self._queue and self._queued_events + len(prepared.events) > self._queue_events_max:
             raise Overloaded(
                 f"{self._queued_events:,} events wait to be stored already; slow down, try again"

@@ -20,20 +20,11 @@ CLOCKS_APART_MAX = timedelta(seconds=5)
 """So much may the clock of whoever dates an event be ahead of the journal's."""
 
 
-def prepare(
-    events: Sequence[NewEvent],
-    conditions: Sequence[Condition],
-    clock: Callable[[], datetime] | None = None,
-) -> PreparedAppend:
-    """Check and encode an append; InvalidEvent where any part of it cannot be stored.
-
-    By the `clock`, if there is one, nothing may have happened in the future.
-    """
+def prepare(events: Sequence[NewEvent], conditions: Sequence[Condition]) -> PreparedAppend:
+    """Check and encode an append; InvalidEvent where any part of it cannot be stored."""
     if not 0 < len(events) <= APPEND_EVENTS_MAX:
         raise InvalidEvent(f"an append has 1 to {APPEND_EVENTS_MAX} events, not {len(events)}")
     prepared = tuple(map(_prepare_event, events))
-    if clock is not None:
-        _check_past(prepared, clock)
     if len(prepared) > 1:
         _check_together(prepared)
     for condition in conditions:
@@ -123,12 +114,12 @@ def _occurred_at(new: NewEvent) -> datetime | None:
         raise InvalidEvent(str(error), field="occurred_at") from error
 
 
-def _check_past(events: Sequence[PreparedEvent], clock: Callable[[], datetime]) -> None:
+def check_past(append: PreparedAppend, clock: Callable[[], datetime]) -> None:
     """Refuse what has not happened yet, but for the little by which clocks may differ."""
-    dated = [each.occurred_at for each in events if each.occurred_at is not None]
+    dated = [each.occurred_at for each in append.events if each.occurred_at is not None]
     if dated and max(dated) > (now := clock()) + CLOCKS_APART_MAX:
         raise InvalidEvent(
-            f"{max(dated).isoformat()} lies in the future: the journal's clock says "
+            f"{max(dated).isoformat()} lies in the future: the clock here says "
             f"{now.isoformat()}; set the clock right, or leave it out for the time of recording",
             field="occurred_at",
         )

@@ -474,6 +474,7 @@ class PublishedLog:
         tiles: Sequence[Tile],
         checkpoint: SignedCheckpoint,
         replaced: SignedCheckpoint | None = None,
+        last_event_id: str | None = None,
     ) -> NoReturn:
         """Refuse."""
         raise ReadOnlyJournal(f"{self.url} is a published log; seal the journal itself")

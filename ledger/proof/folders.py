@@ -30,6 +30,16 @@ class FolderUnavailable(LedgerError):
     exit_code = 3
 
 
+def _sync(folder: Path) -> None:
+    """Let the names in a local folder last, where the system can do that."""
+    if os.name == "posix":
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+
 class Folder:
     """Files below a local path or a URL that fsspec knows (`s3://bucket/log`).
 
@@ -86,6 +96,11 @@ class Folder:
             return
         with ThreadPoolExecutor(WRITERS) as threads:
             list(threads.map(self._write_local, files.keys(), files.values()))
+        root = Path(self._root)
+        folders = {folder for path in files for folder in (root / path).parents}
+        for folder in sorted(folders):
+            if folder == root or root in folder.parents:
+                _sync(folder)
 
     def _write_local(self, path: str, data: bytes) -> None:
         file = Path(self._full(path))

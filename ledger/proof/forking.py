@@ -45,6 +45,10 @@ async def fork(
     Raises NotSealed, CannotFork, and JournalRolledBack or LogDamaged where the events are not what
     was sealed in this very database: no log can be continued from that.
     """
+    if (begun := await _begun(journal, key)) is not None:
+        body = old_checkpoint(begun)
+        left = SignedCheckpoint(body.origin, body.size, begun.checkpoint, journal.now())
+        return Forked(left, await Sealer(journal, key).catch_up(), begun.witnessed_size)
     old = await _left(journal, settings, key)
     await check_own(journal, [each.key for each in witnesses_of(settings)])
     witnessed = await _witnessed_size(journal, settings)
@@ -58,6 +62,18 @@ async def fork(
         pass  # recorded already, by a call that was interrupted before the log was left
     await _leave(journal, key)
     return Forked(old, await Sealer(journal, key).catch_up(), witnessed)
+
+
+async def _begun(journal: Journal, key: SigningKey) -> LogForked | None:
+    """Return what a fork has recorded that was interrupted after the old log was left."""
+    seal = await log_of(journal).seal()
+    if seal is None or seal.origin != key.name:
+        return None
+    async for chunk in journal.read_chunks(seal.size, stream=log_stream(key.name)):
+        for recorded in chunk:
+            if isinstance(recorded.event, LogForked):
+                return recorded.event
+    return None
 
 
 async def _left(journal: Journal, settings: Settings, key: SigningKey) -> SignedCheckpoint:

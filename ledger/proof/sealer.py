@@ -44,7 +44,7 @@ class CannotSeal(LedgerError):
 
 
 class Overtaken(Exception):
-    """Another sealer has written first; nothing was written by this one."""
+    """Another sealer has written first, or the events are gone again; nothing was written."""
 
 
 class Sealer:
@@ -67,6 +67,7 @@ class Sealer:
         self._tree: TileTree | None = None
         self._seal: Seal | None = None
         self._newest: SignedCheckpoint | None = None
+        self._last_event_id: str | None = None
         self._seen: Seal | None = None
         """What this sealer has written or found last; the log never goes back behind it."""
 
@@ -170,6 +171,7 @@ class Sealer:
 
     async def _grow(self, tree: TileTree, stop: int) -> list[Tile]:
         """Append the events up to `stop`; return all tiles that are new or wider."""
+        self._last_event_id = None
         if stop == tree.size:
             return []
         start = tree.size
@@ -179,6 +181,7 @@ class Sealer:
                 f"the server does not hold all events from offset {start} to {stop - 1} of journal "
                 f"{self._journal.name!r}: it is behind another one, or the journal was damaged"
             )
+        self._last_event_id = raw.event_ids[-1]
         return [*tree.extend(self._hashes(raw)), *tree.partial_tiles()]
 
     def _hashes(self, raw: RawEvents) -> list[bytes]:
@@ -191,7 +194,8 @@ class Sealer:
         body = CheckpointBody(new.origin, new.size, new.root)
         note = Note(body.text, (self._key.sign(body.text),)).render().decode()
         checkpoint = SignedCheckpoint(new.origin, new.size, note, now)
-        if not await self._log.extend(self._seal, new, tiles, checkpoint, self._newest):
+        last, replaced = self._last_event_id, self._newest
+        if not await self._log.extend(self._seal, new, tiles, checkpoint, replaced, last):
             raise Overtaken
         self._newest = checkpoint
         return new

@@ -98,6 +98,14 @@ def _check_log(options: argparse.Namespace, key: VerifierKey, witnesses: list[Ve
     return VERIFIED if report.verified else NOT_VERIFIED
 
 
+def _moment(seconds: int) -> str:
+    """Return a time in words; a witness may have signed any number."""
+    try:
+        return f"{datetime.fromtimestamp(seconds, UTC):%FT%TZ}"
+    except (OverflowError, OSError, ValueError):
+        return f"{seconds} s"
+
+
 def _in_words(report: Report) -> str:
     lines = ["verified" if report.verified else "NOT VERIFIED"]
     lines += [f"  {each.message}" for each in sorted(report.problems, key=place)]
@@ -113,7 +121,7 @@ def _in_words(report: Report) -> str:
     }
     lines += [f"{name:<17} {value}" for name, value in values.items() if value is not None]
     for name, seconds in report.witnesses.items():
-        lines.append(f"{'witness':<17} {name} at {datetime.fromtimestamp(seconds, UTC):%FT%TZ}")
+        lines.append(f"{'witness':<17} {name} at {_moment(seconds)}")
     return "\n".join(lines)
 
 

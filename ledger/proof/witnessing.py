@@ -372,6 +372,8 @@ class Cosigner:
         self._log = log_of(journal)
         self._witnesses = witnesses_of(settings)
         self._last: SignedCheckpoint | None = None
+        self._fewer: SignedCheckpoint | None = None
+        """The newest one that fewer witnesses have signed than the one before."""
         """What was cosigned last; it makes room for what is cosigned next."""
 
     async def once(self) -> Asked:
@@ -408,10 +410,15 @@ class Cosigner:
         return await self._log.replace_note(found, after.note)
 
     async def _make_room(self, cosigned: SignedCheckpoint) -> None:
-        """Drop the one before, unless it is the first of its minute."""
-        last, self._last = self._last, cosigned
-        if last is not None and (last.origin, last.size) != (cosigned.origin, cosigned.size):
-            await self._log.drop(last)
+        """Drop the one before, unless it is the first of its minute, or others have signed it."""
+        last, fewer = self._last, self._fewer
+        if last is not None and not _signers(last) <= _signers(cosigned):
+            last, self._fewer = None, cosigned
+        else:
+            self._last, self._fewer = cosigned, None
+        for each in (last, fewer):
+            if each is not None and (each.origin, each.size) != (cosigned.origin, cosigned.size):
+                await self._log.drop(each)
 
     async def follow(self, stopping: asyncio.Event, tell: Callable[[str], None]) -> None:
         """Have checkpoints cosigned every few seconds until `stopping` is set.
@@ -434,6 +441,11 @@ class Cosigner:
                     tell(f"{name}: {failures.get(name, 'answers again')}")
             told = failures
             await _pause(stopping, self._settings.witness_seconds)
+
+
+def _signers(checkpoint: SignedCheckpoint) -> set[tuple[str, bytes]]:
+    signatures = Note.parse(checkpoint.note.encode()).signatures
+    return {(each.name, each.key_id) for each in signatures}
 
 
 async def cosign_once(journal: Journal, settings: Settings, tell: Callable[[str], None]) -> Asked:

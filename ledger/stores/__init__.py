@@ -189,9 +189,11 @@ class SealedLog(Protocol):
         tiles: Sequence[Tile],
         checkpoint: SignedCheckpoint,
         replaced: SignedCheckpoint | None = None,
+        last_event_id: str | None = None,
     ) -> bool:
         """Write what was sealed, all or nothing, if the seal is still `old`; return whether it was.
 
+        The last of the events must be the one with `last_event_id`, if that is given.
         The checkpoint `replaced` is dropped unless it is the first of its minute or has got more
         signatures.
         """

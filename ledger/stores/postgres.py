@@ -196,6 +196,7 @@ class PostgresStore:
                 pool = await self._reading_pool()
                 async with (
                     pool.acquire(timeout=self._read_timeout_seconds) as connection,
+                    _warned(connection),
                     connection.transaction(),
                 ):
                     # A program that is frozen on the way must not keep the row for ever.
@@ -398,6 +399,24 @@ def _packed(row: asyncpg.Record) -> PackedEvents:
         row["count"],
         _integers(row["schema_versions"], "h"),
     )
+
+
+@contextlib.asynccontextmanager
+async def _warned(connection: Any) -> AsyncIterator[None]:
+    """Take a warning for an unknown outcome: that is all a cancelled wait for a standby gives."""
+    warnings: list[str] = []
+
+    def note(_connection: object, message: asyncpg.PostgresLogMessage) -> None:
+        if message.severity_en == "WARNING":
+            warnings.append(str(message))
+
+    connection.add_log_listener(note)
+    try:
+        yield
+    finally:
+        connection.remove_log_listener(note)
+    if warnings:
+        raise AppendOutcomeUnknown(f"stored on this server, but {warnings[0]}")
 
 
 async def _run(connection: Any, statements: Sequence[Statement]) -> bool:

@@ -13,11 +13,16 @@ from ledger.sqltypes import text_to_time
 from ledger.stores import Seal, SignedCheckpoint
 
 _SEAL = "SELECT origin, size, root, sealed_at FROM seals WHERE journal_id = $1"
-_FIRST_SEAL = """INSERT INTO seals (journal_id, origin, size, root, sealed_at)
-    SELECT $1, $2, $3, $4, $5 WHERE NOT EXISTS (SELECT 1 FROM seals WHERE journal_id = $1)
-    ON CONFLICT (journal_id) DO NOTHING"""
-_NEXT_SEAL = """UPDATE seals SET origin = $2, size = $3, root = $4, sealed_at = $5
-    WHERE journal_id = $1 AND origin = $6 AND size = $7 AND root = $8"""
+# A server that took over from another one may have lost events that were read from that one.
+_HOLDS = """(CAST($6 AS text) IS NULL OR EXISTS (SELECT 1 FROM events WHERE journal_id = $1
+    AND "offset" = $3 - 1 AND replace(CAST(event_id AS text), '-', '') = $6))"""
+_FIRST_SEAL = f"""INSERT INTO seals (journal_id, origin, size, root, sealed_at)
+    SELECT $1, CAST($2 AS text), CAST($3 AS bigint), $4, $5
+    WHERE NOT EXISTS (SELECT 1 FROM seals WHERE journal_id = $1) AND {_HOLDS}
+    ON CONFLICT (journal_id) DO NOTHING"""  # noqa: S608 - all of it stands here
+_NEXT_SEAL = f"""UPDATE seals SET origin = $2, size = $3, root = $4, sealed_at = $5
+    WHERE journal_id = $1 AND origin = $7 AND size = $8 AND root = $9
+    AND {_HOLDS}"""  # noqa: S608
 _TILES = """SELECT level, tile_index, hashes FROM hash_tiles
     WHERE journal_id = $1 AND level = $2 AND tile_index >= $3 AND tile_index < $4
     ORDER BY tile_index"""
@@ -113,9 +118,11 @@ class StoredLog:
         tiles: Sequence[Tile],
         checkpoint: SignedCheckpoint,
         replaced: SignedCheckpoint | None = None,
+        last_event_id: str | None = None,
     ) -> bool:
         """Write what was sealed, all or nothing, if the seal is still `old`; return whether it was.
 
+        The last of the events must be the one with `last_event_id`, if that is given.
         The checkpoint `replaced` is dropped unless it is the first of its minute or has got more
         signatures.
         """
@@ -123,7 +130,7 @@ class StoredLog:
         rows = [(key, each.level, each.index, each.hashes) for each in tiles]
         note = (key, checkpoint.origin, checkpoint.size, checkpoint.note, checkpoint.made_at)
         statements = [
-            self._seal_statement(old, new),
+            self._seal_statement(old, new, last_event_id),
             Statement(_WRITE_TILE, rows),
             Statement(_WRITE_CHECKPOINT, [note]),
         ]
@@ -131,8 +138,9 @@ class StoredLog:
             statements.append(self._drop(replaced))
         return await self._store.transact(statements)
 
-    def _seal_statement(self, old: Seal | None, new: Seal) -> Statement:
-        values = (self._journal_id, new.origin, new.size, new.root, new.sealed_at)
+    def _seal_statement(self, old: Seal | None, new: Seal, last_event_id: str | None) -> Statement:
+        last = None if last_event_id is None else last_event_id.replace("-", "")
+        values = (self._journal_id, new.origin, new.size, new.root, new.sealed_at, last)
         if old is None:
             return Statement(_FIRST_SEAL, [values])
         return Statement(_NEXT_SEAL, [(*values, old.origin, old.size, old.root)])

@@ -10,8 +10,9 @@ from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
+import msgspec
 import pytest
 
 from ledger.codec import BODY_BYTES_MAX
@@ -22,7 +23,7 @@ from ledger.domain.users import UserRegistered
 from ledger.errors import InvalidEvent, LedgerError, UnknownEventType
 from ledger.event import Amount, Metadata, NewEvent, RecordedEvent, VenueAmount
 from ledger.ndjson import LINE_BYTES_MAX, Imported, ImportStopped, import_lines, parse_line
-from tests.ledger.support import an_id, ledger, note, opened, read_all
+from tests.ledger.support import Clock, an_id, ledger, note, opened, read_all
 
 ORDER = str(an_id("order"))
 STREAM = f"order-{ORDER}"
@@ -398,3 +399,18 @@ def test_errors_have_one_root() -> None:
     """Whoever catches LedgerError catches every refusal."""
     assert issubclass(InvalidEvent, LedgerError)
     assert issubclass(UnknownEventType, InvalidEvent)
+
+
+async def test_a_retry_of_a_stored_event_is_never_too_early(database_url: str) -> None:
+    """An event that was taken with a time a little ahead is known also after clocks went back."""
+    clock = Clock()
+    ahead = msgspec.structs.replace(note(), occurred_at=clock() + timedelta(seconds=4))
+    async with opened(database_url, clock=clock) as journal:
+        stored = await journal.append(ahead)
+        clock.move(-3)
+        again = await journal.append(ahead)
+        assert again.offsets == stored.offsets
+        other = msgspec.structs.replace(ahead, event_id=uuid4())
+        with pytest.raises(InvalidEvent, match="lies in the future"):
+            await journal.append(other)
+        assert await journal.size() == 1

@@ -14,6 +14,8 @@ import stat
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import msgspec
@@ -39,7 +41,7 @@ from ledger.proof.log import (
 from ledger.proof.merkle import EMPTY_ROOT, leaf_hash, verify_consistency
 from ledger.proof.notes import CheckpointBody, SigningKey, TlogProof, open_checkpoint
 from ledger.proof.sealer import CannotSeal, Overtaken, Sealer
-from ledger.stores import SignedCheckpoint, StoredEvent
+from ledger.stores import RawEvents, SignedCheckpoint, StoredEvent
 from ledger.stores.sealing import StoredLog
 from tests.ledger.proof.sealers import (
     KEY,
@@ -248,6 +250,32 @@ async def test_a_clock_that_goes_back(database_url: str) -> None:
             await journal.append(note())
             await sealer.step()
         assert (await sealer.step()).size == 8
+
+
+@pytest.mark.parametrize("sealed", [0, 30])
+async def test_events_that_are_gone_again_are_not_signed(
+    database_url: str, sealed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the database has another last event than was hashed, nothing is signed."""
+    async with opened(database_url) as journal:
+        sealer = Sealer(journal, KEY)
+        await append(journal, sealed)
+        if sealed:
+            await sealer.step()
+        before = await log_of(journal).seal()
+        await append(journal, 20)
+        with monkeypatch.context() as patched:
+            read = type(journal.store).read_raw
+
+            async def read_elsewhere(*arguments: Any) -> RawEvents:
+                raw = await read(*arguments)
+                return msgspec.structs.replace(raw, event_ids=[str(UUID(int=7))] * len(raw.offsets))
+
+            patched.setattr(type(journal.store), "read_raw", read_elsewhere)
+            with pytest.raises(Overtaken):
+                await sealer.step()
+        assert await log_of(journal).seal() == before
+        assert (await sealer.step()).root == await root_of_events(journal, sealed + 20)
 
 
 async def test_two_sealers_at_once(database_url: str) -> None:

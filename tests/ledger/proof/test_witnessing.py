@@ -291,6 +291,21 @@ async def test_the_way_on(settings: Settings, backup: Backup, witness: Served) -
     assert await start(settings) == 320
 
 
+async def test_a_fork_is_finished_that_was_killed_before_it_sealed(
+    settings: Settings, backup: Backup, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the old log was left the same call goes on, and needs no other name."""
+    await grow(settings, 30)
+    async with open_journal(settings) as journal:
+        with monkeypatch.context() as patched:
+            patched.setattr(Sealer, "catch_up", _away)
+            with pytest.raises(StoreUnavailable):
+                await fork(journal, settings, FORK_KEY, "first", "ann")
+        done = await fork(journal, settings, FORK_KEY, "second", "bob")
+        assert (done.seal.origin, done.seal.size) == (FORK_KEY.name, 31)
+        assert (done.old.origin, done.old.size) == (KEY.name, 30)
+
+
 async def test_an_interrupted_fork_is_finished_by_the_next(
     settings: Settings, backup: Backup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -245,6 +245,13 @@ async def test_what_cannot_be_read_is_named(database_url: str, case: str) -> Non
             await journal.read_lens(Lens([ParcelMoved, ParcelLost]), 0, 2)
 
 
+def test_an_upcaster_cannot_change_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conditions and lenses go by the stored type; what an upcaster says of it is passed over."""
+    upcast_with(monkeypatch, lambda fields: {**fields, "action": "sell", "type": "ParcelLost"})
+    [event] = decode_bodies([body_of(2)], [0], [2])
+    assert isinstance(event, ParcelMoved)
+
+
 def test_an_upcaster_must_return_fields(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that forgets to is told so."""
     upcast_with(monkeypatch, lambda _: None)  # type: ignore[arg-type, return-value]

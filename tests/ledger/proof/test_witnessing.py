@@ -36,6 +36,7 @@ from ledger.proof.witnessing import (
     all_or_first_error,
     check_sealable,
     check_witnessed,
+    cosigned_by_all,
 )
 from ledger.services import open_ledger
 from ledger.settings import Settings, SettingsInvalid
@@ -515,6 +516,28 @@ async def test_cosigned_checkpoints_do_not_pile_up(settings: Settings) -> None:
         assert [each.size for each in kept] == [1, 5, 9, 12]
         for each in kept:
             open_checkpoint(each.note.encode(), KEY.verifier, [WITNESS_KEY.cosigner])
+
+
+async def test_what_all_witnesses_signed_is_kept_while_one_is_away(
+    settings: Settings, witness: Served, tmp_path: Path
+) -> None:
+    """Checkpoints that fewer have signed make room for each other, not the last that all signed."""
+    clock, keys = Clock(), [WITNESS_KEY.cosigner, OTHER_WITNESS_KEY.cosigner]
+    with served(tmp_path / "w2", OTHER_WITNESS_KEY) as other:
+        both = with_witnesses(settings.database_url, witness.setting, other.setting)
+        async with open_journal(both, clock=clock) as journal:
+            sealer, cosigner = Sealer(journal, KEY), Cosigner(journal, both)
+            for size in range(1, 6):
+                if size == 3:
+                    other.server.server_close()
+                clock.move(5)
+                await append(journal, 1)
+                await sealer.catch_up()
+                await cosigner.once()
+            log = log_of(journal)
+            assert [each.size for each in await log.checkpoints("ledger/main")] == [1, 2, 5]
+            newest = await newest_checkpoint(log)
+            assert (await cosigned_by_all(log, newest, keys)).size == 2
 
 
 async def test_the_newest_cosigned_checkpoint_is_published(

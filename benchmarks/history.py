@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import re
 import sqlite3
 import sys
+from base64 import urlsafe_b64encode
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from hashlib import sha256
 from itertools import islice
 from multiprocessing.synchronize import Barrier
 from random import Random
@@ -25,15 +29,19 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import asyncpg
+from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from ledger.domain.api_keys import ApiKeyIssued
 from ledger.domain.users import UserRegistered, masked, name_digest
 from ledger.event import Event, NewEvent
 from ledger.prepare import prepare
+from ledger.privacy import NOBODY
+from ledger.security.data_keys import NAMES
+from ledger.security.fields import Place, encrypt
 from ledger.settings import async_url
 from ledger.sqltypes import time_to_text
 
-VERSION = 1
+VERSION = 2
 """Changes with whatever changes the history, so that a kept one is not taken for another."""
 
 LANES = 2
@@ -73,7 +81,11 @@ EVENT_COLUMNS = (
     "body",
 )
 TAG_COLUMNS = ("journal_id", "tag", "offset", "kind", "type", "stream")
+KEY_COLUMNS = ("journal", "subject", "key_id", "wrapped", "created_at")
 NULL = r"\N"
+JOURNAL = "main"
+KEY_ID_CHARS = 16
+_PERSONAL = re.compile(r'"(username|email|password_hash|name|key_hash|ip_address)":"([^"]*)"')
 
 USES = (
     ("read", "/v1/positions"),
@@ -112,13 +124,15 @@ IS_FILLED = {fate: fate[-1] == "F" for _, fate in FATES}
 class Plan(NamedTuple):
     """Which history it is: so many events, this seed, and the journal that it is for.
 
-    `users_min` is for short histories, which would have few users otherwise.
+    `users_min` is for short histories, which would have few users otherwise. Where they are not
+    `encrypted`, personal fields stand in plain, as somebody hands them to a journal.
     """
 
     events: int
     seed: int = 1
     journal_id: int = 1
     users_min: int = 2 * LANES
+    encrypted: bool = True
 
     @property
     def users(self) -> int:
@@ -133,10 +147,32 @@ class Plan(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Rows as COPY reads them, one in a line: of `events`, and of `event_tags`."""
+    """Rows as COPY reads them, one in a line: of `events`, `event_tags` and `subject_keys`."""
 
     events: list[str]
     tags: list[str]
+    keys: list[str]
+
+
+class Cipher:
+    """Encrypts the personal fields of one subject."""
+
+    def __init__(self, plan: Plan, subject: str) -> None:
+        self.secret = sha256(f"{plan.seed}:{subject}".encode()).digest()
+        self.key_id = self.secret.hex()[:KEY_ID_CHARS]
+        self._cipher = AESSIV(self.secret)
+        wrapped = f"plain1:{urlsafe_b64encode(self.secret).decode()}"
+        self.row = f"{JOURNAL}\t{subject}\t{self.key_id}\t{wrapped}\t{time_to_text(START)}\n"
+
+    def encrypted(self, text: str, stream: str, event_id: str) -> str:
+        """Return a body or metadata with its personal fields encrypted."""
+        place = Place(JOURNAL, stream, event_id)
+
+        def encrypted(found: re.Match[str]) -> str:
+            field, value = found.groups()
+            return f'"{field}":"{encrypt(value, place, field, self.key_id, self._cipher)}"'
+
+        return _PERSONAL.sub(encrypted, text)
 
 
 class Token:
@@ -152,9 +188,10 @@ class Token:
 
 
 class Key:
-    """An API key; `head` is what the bodies of its uses begin with."""
+    """An API key of a subject; `head` is what the bodies of its uses begin with."""
 
-    def __init__(self, key_id: str, address: str) -> None:
+    def __init__(self, key_id: str, subject: str, address: str) -> None:
+        self.subject = subject
         self.stream = f"apikey-use-{key_id}"
         self.head = f'{{"type":"ApiKeyUsed","key_id":"{key_id}",'
         self.tail = f'","ip_address":"{address}"}}'
@@ -169,6 +206,7 @@ class Account:
         self.user_id = user_id
         self.name = name
         self.stream = stream
+        self.subject = stream if user_id else NOBODY
         self.tail = f'","ip_address":"{address}"}}'
         self.version = 0
         self.failures = 0
@@ -206,7 +244,8 @@ class Lane:
         self._random = Random(f"{plan.seed}:{plan.events}:{number}")
         self._count = (plan.events - number + LANES - 1) // LANES
         self._slot = 0
-        self._block = Block([], [])
+        self._block = Block([], [], [])
+        self._ciphers: dict[str, Cipher] = {}
         self._journal = f"{plan.journal_id}\t"
         self._seconds = -1
         self._tokens = self._make_tokens()
@@ -216,6 +255,11 @@ class Lane:
         self._orders: list[Order] = []
         self._orders_max = max(2, min(OPEN_ORDERS_MAX, self._count // EVENTS_PER_OPEN_ORDER))
         self._attempts: list[tuple[Account, str]] = []
+        # Both lanes have the keys that belong to no user; one of them stores them.
+        shared = [Cipher(plan, each) for each in (NAMES, NOBODY)]
+        self._name_key = shared[0].secret
+        self._ciphers[NOBODY] = shared[1]
+        self._shared_keys = [each.row for each in shared] if number == 0 else []
         self._strangers = [self._stranger(n) for n in range(20)]
         self._steps: dict[str, Callable[[Order], None]] = {
             "A": self._accepted,
@@ -234,14 +278,17 @@ class Lane:
 
     def _stranger(self, number: int) -> Account:
         name = f"visitor{self._number}{number:03}"
-        return Account(-1, "", masked(name), f"login-{name_digest(name)}", self._address())
+        digest = name_digest(name, self._name_key)
+        return Account(-1, "", masked(name), f"login-{digest}", self._address())
 
     def blocks(self) -> Iterator[Block]:
         """Yield the rows, block by block; the last may be short, none is empty."""
         self._tick()
         life = self._life()
         while self._slot < self._count:
-            self._block = Block([], [])
+            self._block = Block([], [], [])
+            if self._plan.encrypted and not self._slot:
+                self._block.keys.extend(self._shared_keys)
             wanted = min(BLOCK_EVENTS, self._count - self._slot)
             for _ in islice(life, wanted):
                 pass
@@ -286,7 +333,7 @@ class Lane:
         )
         for key_number in range(1 + self._random.getrandbits(1)):
             key_id = self._random_id()
-            self._keys.append(Key(key_id, address))
+            self._keys.append(Key(key_id, f"user-{user_id}", address))
             yield ApiKeyIssued(
                 key_id=UUID(key_id),
                 user_id=UUID(user_id),
@@ -306,9 +353,10 @@ class Lane:
 
     def _record(self, event: Event) -> None:
         """Add an event that was made as an object, the first of its stream."""
+        event = event.with_digests(partial(name_digest, key=self._name_key))
         [prepared] = prepare([NewEvent(event)], []).events
-        offset, name = self._offset, prepared.type
-        self._add(prepared.stream, 1, name, prepared.body.decode())
+        offset, name, subject = self._offset, prepared.type, event.subject()
+        self._add(prepared.stream, 1, name, prepared.body.decode(), subject=subject)
         self._block.tags.extend(
             f"{self._journal}{tag}\t{offset}\t{kind}\t{name}\t{prepared.stream}\n"
             for tag, kind in prepared.tags
@@ -352,18 +400,34 @@ class Lane:
         body: str,
         metadata: str = NULL,
         occurred_at: str = "",
+        *,
+        subject: str | None = None,
     ) -> None:
-        """Add a row at the next offset; it occurred when it is recorded unless a time is given."""
+        """Add a row at the next offset; it occurred when it is recorded unless a time is given.
+
+        With a subject, personal fields are encrypted.
+        """
         slot, now = self._slot, self._now
         drawn = f"{self._random.getrandbits(72):018x}"
+        event_id = f"{self._id_head}{drawn[:3]}-a{drawn[3:6]}-{drawn[6:]}"
+        if subject is not None and self._plan.encrypted:
+            cipher = self._cipher(subject)
+            body = cipher.encrypted(body, stream, event_id)
+            metadata = cipher.encrypted(metadata, stream, event_id)
         self._block.events.append(
-            f"{self._journal}{slot * LANES + self._number}\t"
-            f"{self._id_head}{drawn[:3]}-a{drawn[3:6]}-{drawn[6:]}\t"
+            f"{self._journal}{slot * LANES + self._number}\t{event_id}\t"
             f"{stream}\t{version}\t{name}\t1\t{occurred_at or now}\t{now}\t{metadata}\t{body}\n"
         )
         self._slot = slot + 1
         if not self._slot % (BATCH_EVENTS // LANES):
             self._tick()
+
+    def _cipher(self, subject: str) -> Cipher:
+        """Return what encrypts for a subject; its key is stored when it is first needed."""
+        if subject not in self._ciphers:
+            made = self._ciphers[subject] = Cipher(self._plan, subject)
+            self._block.keys.append(made.row)
+        return self._ciphers[subject]
 
     def _request(self, tail: str) -> str:
         """Return the metadata of a request from an address."""
@@ -374,7 +438,8 @@ class Lane:
         key = self._keys[int(len(self._keys) * random() ** 2)]
         key.uses += 1
         body = f"{key.head}{_USED[int(len(_USED) * random())]}"
-        self._add(key.stream, key.uses, "ApiKeyUsed", body, self._request(key.tail))
+        metadata, subject = self._request(key.tail), key.subject
+        self._add(key.stream, key.uses, "ApiKeyUsed", body, metadata, subject=subject)
 
     def _mark(self) -> None:
         """Move a price; each market is marked in one lane."""
@@ -420,7 +485,8 @@ class Lane:
     def _account_event(self, account: Account, name: str, body: str) -> None:
         account.version += 1
         body = f'{{"type":"{name}",{body}}}'
-        self._add(account.stream, account.version, name, body, self._request(account.tail))
+        metadata, subject = self._request(account.tail), account.subject
+        self._add(account.stream, account.version, name, body, metadata, subject=subject)
 
     def _order_event(self) -> None:
         """Place an order, or let the next thing happen to one that is at work."""
@@ -451,7 +517,8 @@ class Lane:
         terms = self._terms(order, kind, is_closing=is_closing)
         who = f'"user_id":"{account.user_id}","token":"{token.name}","action":"{order.action}"'
         body = f'{{"type":"OrderPlaced",{order.head},{who},{terms}}}'
-        self._add(order.stream, 1, "OrderPlaced", body, self._request(account.tail))
+        metadata, subject = self._request(account.tail), account.subject
+        self._add(order.stream, 1, "OrderPlaced", body, metadata, subject=subject)
         return order
 
     def _choose_size(self, order: Order, *, is_buy: bool) -> bool:
@@ -529,8 +596,9 @@ class Lane:
     def _cancel_requested(self, order: Order) -> None:
         order.version += 1
         body = f'{{"type":"OrderCancelRequested",{order.head}}}'
-        metadata = self._request(order.account.tail)
-        self._add(order.stream, order.version, "OrderCancelRequested", body, metadata)
+        metadata, subject = self._request(order.account.tail), order.account.subject
+        name, version = "OrderCancelRequested", order.version
+        self._add(order.stream, version, name, body, metadata, subject=subject)
 
     def _cancelled(self, order: Order) -> None:
         by_user = order.fate[order.done - 2] == "R"
@@ -591,7 +659,7 @@ async def _load_postgres(url: str, plan: Plan, told: Callable[[str], None]) -> N
             "UPDATE journals SET size = $2, last_recorded_at = $3 WHERE journal_id = $1",
             plan.journal_id, plan.events, plan.last_recorded_at,
         )  # fmt: skip
-        for table in ("events", "event_tags", "journals"):
+        for table in ("events", "event_tags", "journals", "subject_keys"):
             await connection.execute(f"VACUUM (ANALYZE) {table}")
     finally:
         await connection.close()
@@ -648,24 +716,30 @@ async def _copy(url: str, plan: Plan, number: int, barrier: Barrier) -> None:
         if number == 0 and done and done % TOLD_EVENTS == 0:
             print(f"{done:,} of {plan.events:,} events", file=sys.stderr, flush=True)
         tags: list[str] = []
+        keys: list[str] = []
         step = islice(blocks, STEP_EVENTS // BLOCK_EVENTS)
         await connection.copy_to_table(
-            "events", source=_lines(step, tags), columns=EVENT_COLUMNS, format="text"
+            "events", source=_lines(step, tags, keys), columns=EVENT_COLUMNS, format="text"
         )
-        await connection.copy_to_table(
-            "event_tags", source=_once(tags), columns=TAG_COLUMNS, format="text"
-        )
+        for table, columns, lines in (
+            ("event_tags", TAG_COLUMNS, tags),
+            ("subject_keys", KEY_COLUMNS, keys),
+        ):
+            await connection.copy_to_table(
+                table, source=_once(lines), columns=columns, format="text"
+            )
         barrier.wait(600)
     await connection.close()
 
 
-async def _lines(blocks: Iterator[Block], tags: list[str]) -> AsyncIterator[bytes]:
-    """Yield the lines of the events, and put those of the tags aside.
+async def _lines(blocks: Iterator[Block], tags: list[str], keys: list[str]) -> AsyncIterator[bytes]:
+    """Yield the lines of the events, and put those of the tags and of the data keys aside.
 
     A body goes in as plain text: it has no backslash, which is all that bytea's input looks for.
     """
     for block in blocks:
         tags.extend(block.tags)
+        keys.extend(block.keys)
         yield "".join(block.events).encode()
 
 
@@ -673,15 +747,20 @@ async def _once(lines: Sequence[str]) -> AsyncIterator[bytes]:
     yield "".join(lines).encode()
 
 
-def rows(plan: Plan) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Yield each event's row with those of its tags, in the order of offsets, as text."""
-    lanes = [_lane_rows(Lane(plan, number)) for number in range(LANES)]
+def rows(plan: Plan, keys: list[str] | None = None) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Yield each event's row with those of its tags, in the order of offsets, as text.
+
+    The lines of the data keys are added to `keys`.
+    """
+    keys = [] if keys is None else keys
+    lanes = [_lane_rows(Lane(plan, number), keys) for number in range(LANES)]
     for number in range(plan.events):
         yield next(lanes[number % LANES])
 
 
-def _lane_rows(lane: Lane) -> Iterator[tuple[list[str], list[list[str]]]]:
+def _lane_rows(lane: Lane, keys: list[str]) -> Iterator[tuple[list[str], list[list[str]]]]:
     for block in lane.blocks():
+        keys.extend(block.keys)
         tags = iter([line.rstrip("\n").split("\t") for line in block.tags])
         tag = next(tags, None)
         for line in block.events:
@@ -698,10 +777,13 @@ def _load_sqlite(file: str, plan: Plan) -> None:
     with sqlite3.connect(file, isolation_level=None) as connection:
         connection.execute("BEGIN IMMEDIATE")
         events, tags = _insert("events", EVENT_COLUMNS), _insert("event_tags", TAG_COLUMNS)
-        made = rows(plan)
+        keys: list[str] = []
+        made = rows(plan, keys)
         while chunk := list(islice(made, BLOCK_EVENTS)):
             connection.executemany(events, [_sqlite_row(event) for event, _ in chunk])
             connection.executemany(tags, [tag for _, own in chunk for tag in own])
+        own_keys = [line.rstrip("\n").split("\t") for line in keys]
+        connection.executemany(_insert("subject_keys", KEY_COLUMNS), own_keys)
         connection.execute(
             "UPDATE journals SET size = ?, last_recorded_at = ? WHERE journal_id = ?",
             (plan.events, time_to_text(plan.last_recorded_at), plan.journal_id),

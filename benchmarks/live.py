@@ -100,7 +100,7 @@ class Sustained(NamedTuple):
 def new_events(count: int) -> list[NewEvent]:
     """Return the arrivals of the users, and so many further events, ready to be appended."""
     found: list[NewEvent] = []
-    made = (row for row, _ in rows(Plan(count + ARRIVALS_MAX, users_min=USERS)))
+    made = (row for row, _ in rows(Plan(count + ARRIVALS_MAX, users_min=USERS, encrypted=False)))
     while chunk := list(islice(made, DECODED_AT_ONCE)):
         events = decode_bodies([row[-1].encode() for row in chunk], range(len(chunk)))
         for row, event in zip(chunk, events, strict=True):

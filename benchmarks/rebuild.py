@@ -186,7 +186,12 @@ async def _decoded(journal: Journal, lens: Lens, start: int, stop: int) -> int:
 
 async def _packed(journal: Journal, lens: Lens, start: int, stop: int) -> int:
     found = await journal.store.read_packed(
-        journal.journal_id, start, stop, lens.ignored, envelope=lens.envelope
+        journal.journal_id,
+        start,
+        stop,
+        lens.ignored,
+        envelope=lens.envelope,
+        streams_of=lens.streams_of,
     )
     return len(found.offsets)
 

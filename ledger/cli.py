@@ -11,12 +11,13 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ledger import console
+from ledger import console, data_keys_cli, erasing_cli
 from ledger.codec import NO_METADATA
 from ledger.errors import InvalidEvent
 from ledger.event import Metadata, RecordedEvent
 from ledger.journal import Journal, open_journal
 from ledger.ndjson import Imported, Readable, import_lines
+from ledger.privacy import opened_body
 from ledger.proof import cli as proof_cli
 from ledger.proof import witness_cli
 from ledger.proof.witnessing import check_witnessed
@@ -36,6 +37,8 @@ journals_app = typer.Typer(help="List journals, or make one.", epilog=EPILOG)
 app.add_typer(journals_app, name="journals")
 proof_cli.register(app)
 witness_cli.register(app)
+data_keys_cli.register(app)
+erasing_cli.register(app)
 
 JournalOption = Annotated[
     str | None,
@@ -169,12 +172,16 @@ class Envelope(msgspec.Struct, omit_defaults=True):
     schema_version: int
     data: msgspec.Raw
     metadata: Metadata = NO_METADATA
+    erased: tuple[str, ...] = ()
 
 
 def as_line(event: RecordedEvent) -> bytes:
-    """Return a recorded event as one line of JSON; `data` is the stored body without its type."""
+    """Return a recorded event as one line of JSON.
+
+    `data` is the stored body without its type, in which personal fields are opened or null.
+    """
     head = b'{"type":"' + event.type.encode() + b'"'
-    data = b"{" + event.body.removeprefix(head).removeprefix(b",")
+    data = b"{" + opened_body(event).removeprefix(head).removeprefix(b",")
     envelope = Envelope(
         event.offset,
         event.stream,
@@ -186,6 +193,7 @@ def as_line(event: RecordedEvent) -> bytes:
         event.schema_version,
         msgspec.Raw(data),
         event.metadata,
+        event.erased,
     )
     return msgspec.json.encode(envelope) + b"\n"
 

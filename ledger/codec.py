@@ -19,7 +19,7 @@ import msgspec
 
 from ledger.amounts import PlainDecimal
 from ledger.errors import InvalidEvent, StoredEventInvalid, UnknownEventType
-from ledger.event import Event, Metadata, alternatives, event_types
+from ledger.event import Event, Metadata, alternatives, event_types, personal_fields
 from ledger.upcasting import are_todays, types_of, upcast
 
 BODY_BYTES_MAX = 32 * 1024
@@ -62,8 +62,11 @@ def encode_event(event: Event) -> bytes:
 
 def _check_types(event: Event) -> None:
     """Refuse values of types that were not declared: what is stored must decode for ever."""
+    required = _required_personal(type(event))
     for name, usual, declared in _fields(type(event)):
         value = getattr(event, name)
+        if value is None and name in required:
+            raise InvalidEvent("is missing", field=f"data.{name}")
         if type(value) not in usual:
             try:
                 msgspec.convert(value, declared, builtin_types=(UUID, datetime))
@@ -88,12 +91,25 @@ def _fields(event_type: type[Event]) -> tuple[tuple[str, frozenset[type], Any], 
     )
 
 
+@cache
+def _required_personal(event_type: type[Event]) -> frozenset[str]:
+    """Return the personal fields that are only ever None where they were erased."""
+    fields = msgspec.structs.fields(event_type)
+    personal = personal_fields(event_type)
+    return frozenset(each.name for each in fields if each.required and each.name in personal)
+
+
 def encode_metadata(metadata: Metadata | None) -> bytes | None:
     """Return the stored form of `metadata`, None where there is nothing to store."""
     if metadata is None or metadata == NO_METADATA:
         return None
     if metadata.ip_address is not None:
         check_ip_address(metadata.ip_address)
+    return encode_stored_metadata(metadata)
+
+
+def encode_stored_metadata(metadata: Metadata) -> bytes:
+    """Return the stored form of metadata whose personal fields are encrypted already."""
     try:
         body = _encode(metadata)
         _decode_metadata(body)
@@ -255,10 +271,12 @@ def check_ip_address(value: str) -> None:
     """Refuse what is neither an IPv4 nor an IPv6 address."""
     try:
         address = ipaddress.ip_address(value)
-    except ValueError as error:
-        raise InvalidEvent(str(error), field="metadata.ip_address") from error
+    except ValueError:
+        # The error is not passed on: it repeats the value, which is somebody's.
+        reason = "is not an IPv4 or IPv6 address (without port or mask)"
+        raise InvalidEvent(reason, field="metadata.ip_address") from None
     if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
-        reason = f"{value[:60]!r} has a scope id, which means nothing on another machine"
+        reason = "has a scope id, which means nothing on another machine"
         raise InvalidEvent(reason, field="metadata.ip_address")
 
 

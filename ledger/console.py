@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import getpass
 import io
 import os
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Coroutine, Iterator
@@ -135,6 +137,14 @@ def folding(total: int | None = None) -> Iterator[Callable[[int], None]]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+def operator() -> str:
+    """Return who runs the program, as user@host."""
+    try:
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    except (KeyError, OSError):  # a user without a name
+        return f"unknown@{socket.gethostname()}"
 
 
 def progress_bar(unit: str) -> Progress:

@@ -16,7 +16,14 @@ from uuid_utils.compat import uuid7
 
 from ledger.conditions import Condition, ExpectedVersion
 from ledger.decider import Decider
-from ledger.errors import CommandRefused, Contended, EventExists, EventIdConflict, VersionConflict
+from ledger.errors import (
+    CommandRefused,
+    Contended,
+    EventExists,
+    EventIdConflict,
+    TagTaken,
+    VersionConflict,
+)
 from ledger.event import Event, Metadata, NewEvent, RecordedEvent
 from ledger.journal import Journal
 from ledger.stores import Appended
@@ -164,7 +171,7 @@ class Deciding:
                     expected = ExpectedVersion(stream, loaded.version)
                     appended = await self.journal.append(new, expected, *conditions)
                     return Done(events, loaded.state, appended)
-            except (CommandRefused, EventIdConflict):
+            except (CommandRefused, EventIdConflict, TagTaken):
                 earlier = await self._earlier(stream, name, origin, loaded.state)
                 if earlier is None:
                     raise

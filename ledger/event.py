@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import cache
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 from uuid import UUID
 
 import msgspec
@@ -27,15 +27,25 @@ __all__ = [
     "Instant",
     "Metadata",
     "NewEvent",
+    "Personal",
     "RecordedEvent",
     "Upcaster",
     "VenueAmount",
     "event_types",
+    "personal_fields",
     "upcaster_of",
 ]
 
 Instant = Annotated[datetime, msgspec.Meta(tz=True)]
 """An aware time, kept in UTC with microseconds."""
+
+_PERSONAL = "personal"
+
+Personal = Annotated[str, msgspec.Meta(extra={_PERSONAL: True})]
+"""Text about a person, or secret: it is stored encrypted, and None once the person is erased.
+
+A field that is marked so keeps its name for ever: what is stored is bound to it.
+"""
 
 _FIRST = datetime(1, 1, 2, tzinfo=UTC)
 _LAST = datetime(9999, 12, 31, tzinfo=UTC)
@@ -72,6 +82,8 @@ class Event(
 
     schema_version: ClassVar[int] = 1
     retired: ClassVar[bool] = False
+    erases: ClassVar[bool] = False
+    """Whether the personal data of the event's subject is gone from here on."""
     kind: ClassVar[type[Any]]
     """The event type itself, also of objects of a class that a lens has made of it."""
 
@@ -132,6 +144,18 @@ class Event(
         """Name the claimed tags that are free again from now on."""
         return ()
 
+    def subject(self) -> str | None:
+        """Name whose personal data this event holds, as far as it says so itself."""
+        return None
+
+    def owner_stream(self) -> str | None:
+        """Name the stream whose first event has the subject of this one, which has none."""
+        return None
+
+    def with_digests(self, digest: Callable[[str], str]) -> Self:
+        """Return the event with the digests of the names in it, by which they are looked up."""
+        return self
+
 
 class Metadata(
     msgspec.Struct,
@@ -152,7 +176,7 @@ class Metadata(
     causation_id: UUID | None = None
     request_id: str | None = None
     actor: str | None = None
-    ip_address: str | None = None
+    ip_address: Personal | None = None
 
 
 class NewEvent(msgspec.Struct, frozen=True, gc=False):
@@ -174,7 +198,8 @@ class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
 
     `offset` is its place in the journal (0, 1, 2, …), `version` its place in the stream (1, 2, …).
     `body` holds the exact stored bytes that `event` was decoded from, written in `schema_version`;
-    the event is of today's version.
+    the event is of today's version. `erased` names the personal fields, those of the metadata too,
+    that are None because their subject was erased.
     """
 
     offset: int
@@ -187,6 +212,7 @@ class RecordedEvent(msgspec.Struct, frozen=True, gc=False):
     metadata: Metadata
     body: bytes
     event: Event
+    erased: tuple[str, ...] = ()
 
     @property
     def type(self) -> str:
@@ -230,6 +256,22 @@ def normalisers(struct: type[msgspec.Struct]) -> tuple[tuple[str, Callable[[Any]
     hints = typing.get_type_hints(struct)
     found = ((name, _normaliser(hints[name])) for name in struct.__struct_fields__)
     return tuple((name, function) for name, function in found if function is not None)
+
+
+def personal_fields(struct: type[msgspec.Struct]) -> tuple[str, ...]:
+    """Return the names of the fields of `struct` that are stored encrypted."""
+    return _personal_fields(struct)
+
+
+@cache
+def _personal_fields(struct: type[msgspec.Struct]) -> tuple[str, ...]:
+    hints = typing.get_type_hints(struct, include_extras=True)
+    return tuple(name for name in struct.__struct_fields__ if _is_personal(hints[name]))
+
+
+def _is_personal(hint: Any) -> bool:
+    marks = (mark for one in alternatives(hint) for mark in getattr(one, "__metadata__", ()))
+    return any((getattr(mark, "extra", None) or {}).get(_PERSONAL) for mark in marks)
 
 
 def _normaliser(hint: Any) -> Callable[[Any], Any] | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
+from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -19,18 +21,24 @@ from ledger.errors import (
     ConditionFailed,
     InvalidEvent,
     JournalNotFound,
+    LedgerError,
     Overloaded,
     StoreUnavailable,
 )
 from ledger.event import NewEvent, RecordedEvent
+from ledger.keyring import Keyring
 from ledger.lens import Lens
 from ledger.prepare import check_past, prepare
+from ledger.privacy import Plain, Privacy, is_personal
+from ledger.security.data_keys import DataKeys
+from ledger.security.master_keys import MasterKey
 from ledger.settings import Settings
 from ledger.stores import (
     Appended,
     Clock,
     JournalInfo,
     Outcome,
+    PackedEvents,
     PreparedAppend,
     SizeAt,
     Store,
@@ -43,10 +51,15 @@ BATCH_EVENTS_MAX = 512
 BATCH_BYTES_MAX = 4 * 1024 * 1024
 RESOLVED_AT_ONCE = 50
 CHUNK_SIZE = 1000
+PACKED_CHUNK_SIZE = 2000
+"""So many events of a stream or tag are read through a lens at once; the next are on their way."""
 VERSION_MAX = 2**62
-"""No stream gets there."""
+"""No stream gets there, and no offset."""
 
-_Waiting = tuple[PreparedAppend, "asyncio.Future[Appended]"]
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
+"""What a lens raises where a body is not an event."""
+
+_Waiting = tuple[Plain, "asyncio.Future[Appended]"]
 
 
 class Journal:
@@ -56,15 +69,29 @@ class Journal:
     succeeds or fails on its own, as if they had been run in the order of the calls.
     """
 
-    def __init__(self, store: Store, info: JournalInfo, *, queue_events_max: int = 100_000) -> None:
-        """Take the store and which of its journals this is."""
+    def __init__(
+        self,
+        store: Store,
+        info: JournalInfo,
+        *,
+        queue_events_max: int = 100_000,
+        keys: DataKeys | None = None,
+        name_key: bytes | None = None,
+    ) -> None:
+        """Take the store and which of its journals this is; data keys are the store's by default.
+
+        `name_key` is the key for digests of names, if not the journal's own.
+        """
         self.store = store
         self.journal_id = info.journal_id
         self.name = info.name
+        keys = keys or DataKeys(store.subject_keys(info.name), info.name)
+        self.privacy = Privacy(keys, info.name, self._first_of, name_key)
         self._queue: deque[_Waiting] = deque()
         self._queued_events = 0
         self._queue_events_max = queue_events_max
         self._writing: asyncio.Task[None] | None = None
+        self._losses = 0
 
     async def append(
         self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
@@ -78,33 +105,34 @@ class Journal:
         stored.
         """
         new = (events,) if isinstance(events, NewEvent) else events
-        prepared = prepare(new, conditions)
+        plain = Plain(new, prepare(new, conditions), any(map(is_personal, new)))
         try:
-            check_past(prepared, self.now)
+            check_past(plain.prepared, self.now)
         except InvalidEvent as error:
-            return await self._known(prepared, error)
-        return await self._enqueue(prepared)
+            return await self._known(plain, error)
+        return await self._enqueue(plain)
 
-    async def _known(self, prepared: PreparedAppend, error: InvalidEvent) -> Appended:
+    async def _known(self, plain: Plain, error: InvalidEvent) -> Appended:
         """Return the offsets of events that are stored already; raise the error if they are not.
 
         Known ids are found before conditions are looked at, and this one never holds.
         """
-        never = ExpectedVersion(prepared.events[0].stream, VERSION_MAX)
+        never = ExpectedVersion(plain.prepared.events[0].stream, VERSION_MAX)
+        asked = msgspec.structs.replace(plain.prepared, conditions=(never,))
         try:
-            return await self._enqueue(msgspec.structs.replace(prepared, conditions=(never,)))
+            return await self._enqueue(msgspec.structs.replace(plain, prepared=asked))
         except ConditionFailed:
             raise error from None
 
-    async def _enqueue(self, prepared: PreparedAppend) -> Appended:
+    async def _enqueue(self, plain: Plain) -> Appended:
         """Let an append wait its turn."""
-        if self._queue and self._queued_events + len(prepared.events) > self._queue_events_max:
+        if self._queue and self._queued_events + len(plain.events) > self._queue_events_max:
             raise Overloaded(
                 f"{self._queued_events:,} events wait to be stored already; slow down, try again"
             )
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._queue.append((prepared, future))
-        self._queued_events += len(prepared.events)
+        self._queue.append((plain, future))
+        self._queued_events += len(plain.events)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_queue())
         return await future
@@ -115,7 +143,7 @@ class Journal:
         try:
             while self._queue:
                 batch = self._next_batch()
-                outcomes = await self._store_batch([prepared for prepared, _ in batch])
+                outcomes = await self._store_batch([plain for plain, _ in batch])
                 # Not at once: the next batch is sent first, so that the callers make their next
                 # events while the database is at work.
                 loop.call_soon(_resolve, loop, deque(zip(batch, outcomes, strict=True)))
@@ -131,10 +159,32 @@ class Journal:
             if events > BATCH_EVENTS_MAX or size > BATCH_BYTES_MAX:
                 break
             batch.append(self._queue.popleft())
-        self._queued_events -= sum(len(prepared.events) for prepared, _ in batch)
+        self._queued_events -= sum(len(plain.events) for plain, _ in batch)
         return batch
 
-    async def _store_batch(self, batch: list[PreparedAppend]) -> list[Outcome]:
+    async def _store_batch(self, batch: list[Plain]) -> list[Outcome]:
+        """Encrypt what is personal, and store what can be; return an outcome for each append.
+
+        It is done here and not before, so that appends are stored in the order of the calls.
+        """
+        ready = await self._protected(batch)
+        able = [each for each in ready if isinstance(each, PreparedAppend)]
+        stored = iter(await self._store(able) if able else ())
+        outcomes = [each if isinstance(each, LedgerError) else next(stored) for each in ready]
+        if self.store.losses != self._losses:
+            # A server that took over may lack keys that this process has: they are stored again.
+            self._losses = self.store.losses
+            self.privacy.keys.doubt()
+            await self._protected(batch)
+        return outcomes
+
+    async def _protected(self, batch: list[Plain]) -> list[PreparedAppend | LedgerError]:
+        try:
+            return await self.privacy.protected(batch)
+        except Exception as error:  # noqa: BLE001 - a bug must not leave callers waiting for ever
+            return [_unforeseen(error) for _ in batch]
+
+    async def _store(self, batch: list[PreparedAppend]) -> list[Outcome]:
         try:
             return await self.store.append(self.journal_id, batch)
         except (StoreUnavailable, AppendOutcomeUnknown) as error:
@@ -171,7 +221,7 @@ class Journal:
             else self._stream_chunks(stream, start, end, chunk_size)
         )
         async for chunk in chunks:
-            yield _decoded(chunk)
+            yield await self._opened(chunk)
 
     async def read_but(self, ignored: Sequence[str], start: int, stop: int) -> list[RecordedEvent]:
         """Return the events with start <= offset < stop but those of ignored types, in order.
@@ -183,7 +233,7 @@ class Journal:
         # The last one is never ignored; if it is there, all before it are.
         if start < stop and (not found or found[-1].offset != stop - 1):
             raise self._behind(start, stop)
-        return _decoded(found)
+        return await self._opened(found)
 
     def _behind(self, start: int, stop: int) -> StoreUnavailable:
         return StoreUnavailable(
@@ -199,16 +249,81 @@ class Journal:
         Raises StoredEventInvalid at an event that this program cannot decode.
         """
         packed = await self.store.read_packed(
-            self.journal_id, start, stop, lens.ignored, envelope=lens.envelope
+            self.journal_id,
+            start,
+            stop,
+            lens.ignored,
+            envelope=lens.envelope,
+            streams_of=lens.streams_of,
         )
         if packed.count < stop - start:
             raise self._behind(start, stop)
         try:
-            return lens.decode(packed)
-        except (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError):
+            found = lens.decode(packed)
+        except _UNDECODABLE:
             async for _ in self.read_chunks(start, stop):
                 pass  # raises where the bad one lies
             raise
+        await self.privacy.open(found)
+        return found
+
+    async def read_stream_lens(
+        self, lens: Lens, stream: str, *, stop: int | None = None, limit: int | None = None
+    ) -> list[RecordedEvent]:
+        """Return what a lens for all event types sees of one stream's events, in order.
+
+        With `stop` only those below that offset, with `limit` at most so many. Raises
+        StoredEventInvalid at an event that this program cannot decode.
+        """
+        read = partial(self.store.read_packed_stream, self.journal_id, stream)
+        try:
+            return await self._through(lens, read, 0, stop, limit)
+        except _UNDECODABLE:
+            await self.read_stream(stream, stop=stop)  # raises where the bad one lies
+            raise
+
+    async def read_tagged_lens(
+        self, lens: Lens, tag: str, after: int = -1, *, stop: int | None = None
+    ) -> list[RecordedEvent]:
+        """Return what a lens for all event types sees of the events with a tag, as `read_tagged`.
+
+        Raises StoredEventInvalid at an event that this program cannot decode.
+        """
+        read = partial(self.store.read_packed_tagged, self.journal_id, tag)
+        try:
+            return await self._through(lens, read, after, stop)
+        except _UNDECODABLE:
+            await self.read_tagged(tag, after, stop=stop)  # raises where the bad one lies
+            raise
+
+    async def _through(
+        self,
+        lens: Lens,
+        read: Callable[..., Coroutine[Any, Any, PackedEvents]],
+        after: int,
+        stop: int | None,
+        limit: int | None = None,
+    ) -> list[RecordedEvent]:
+        """Decode all that a method of the store reads."""
+        end = VERSION_MAX if stop is None else stop
+        read = partial(read, stop=end, envelope=lens.envelope)
+        found: list[RecordedEvent] = []
+        async with contextlib.aclosing(_chunks_ahead(read, after, limit)) as chunks:
+            async for packed in chunks:
+                events = lens.decode(packed)
+                await self.privacy.open(events)
+                found += events
+        return found
+
+    async def _opened(self, chunk: Sequence[StoredEvent]) -> list[RecordedEvent]:
+        """Decode events, and open their personal fields."""
+        events = _decoded(chunk)
+        await self.privacy.open(events)
+        return events
+
+    async def _first_of(self, stream: str) -> StoredEvent | None:
+        found = await self.store.read_stream(self.journal_id, stream, 0, 1)
+        return found[0] if found else None
 
     async def _all_chunks(
         self, start: int, stop: int, chunk_size: int
@@ -249,7 +364,7 @@ class Journal:
             last = found[-1].version if found else after_version
             count = CHUNK_SIZE if limit is None else min(CHUNK_SIZE, limit - len(found))
             chunk = await self.store.read_stream(self.journal_id, stream, last, count)
-            found += _decoded(_below(chunk, stop))
+            found += await self._opened(_below(chunk, stop))
             if len(chunk) < CHUNK_SIZE or _is_past(chunk, stop):
                 return found
 
@@ -264,7 +379,7 @@ class Journal:
         while True:
             last = found[-1].offset if found else after
             chunk = await self.store.read_tagged(self.journal_id, tag, last, CHUNK_SIZE)
-            found += _decoded(_below(chunk, stop))
+            found += await self._opened(_below(chunk, stop))
             if len(chunk) < CHUNK_SIZE or _is_past(chunk, stop):
                 return found
 
@@ -310,36 +425,63 @@ class Journal:
             await asyncio.wait([self._writing])
 
 
+async def _chunks_ahead(
+    read: Callable[[int, int], Coroutine[Any, Any, PackedEvents]], after: int, limit: int | None
+) -> AsyncGenerator[PackedEvents]:
+    """Yield chunk after chunk, or one of `limit`; meanwhile the database makes the next one."""
+    count = PACKED_CHUNK_SIZE if limit is None else limit
+    coming = asyncio.create_task(read(after, count))
+    try:
+        while (packed := await coming).count == count and limit is None:
+            coming = asyncio.create_task(read(packed.last, count))
+            await asyncio.sleep(0)  # or it would not be asked for until this one is decoded
+            yield packed
+        yield packed
+    finally:
+        coming.cancel()
+
+
 @contextlib.asynccontextmanager
 async def open_journal(
-    settings: Settings | None = None, name: str | None = None, *, clock: Clock | None = None
+    settings: Settings | None = None,
+    name: str | None = None,
+    *,
+    clock: Clock | None = None,
+    master_key: MasterKey | None = None,
 ) -> AsyncIterator[Journal]:
     """Open a journal by name, `settings.journal` by default; JournalNotFound where there is none.
 
-    `clock` replaces the database's clock, for simulations and tests.
+    `clock` replaces the database's clock, for simulations and tests; `master_key`, a key service,
+    the master key of the settings.
     """
     settings = settings or Settings()
     wanted = name or settings.journal
-    store = open_store(settings, clock)
-    try:
+    async with contextlib.AsyncExitStack() as stack:
+        store = open_store(settings, clock)
+        stack.push_async_callback(store.close)
         found = [info for info in await store.journals() if info.name == wanted]
         if not found:
             raise JournalNotFound(wanted)
-        journal = Journal(store, found[0], queue_events_max=settings.queue_events_max)
-        try:
-            yield journal
-        finally:
-            await journal.flush()
-    finally:
-        await store.close()
+        keyring = Keyring(settings, store, master_key)
+        stack.push_async_callback(keyring.close)
+        journal = Journal(
+            store,
+            found[0],
+            queue_events_max=settings.queue_events_max,
+            keys=keyring.keys_of(wanted),
+            name_key=settings.name_key_bytes,
+        )
+        stack.push_async_callback(journal.flush)
+        yield journal
 
 
 def _unforeseen(error: Exception) -> AppendOutcomeUnknown:
     return AppendOutcomeUnknown(f"the store failed in an unforeseen way: {error!r}")
 
 
-def _weight(append: PreparedAppend) -> tuple[int, int]:
-    return len(append.events), sum(len(event.body) for event in append.events)
+def _weight(plain: Plain) -> tuple[int, int]:
+    events = plain.prepared.events
+    return len(events), sum(len(event.body) for event in events)
 
 
 def _resolve(loop: asyncio.AbstractEventLoop, outcomes: deque[tuple[_Waiting, Outcome]]) -> None:

@@ -19,7 +19,14 @@ import msgspec
 
 from ledger.amounts import PlainDecimal
 from ledger.codec import todays_body
-from ledger.event import Event, Metadata, RecordedEvent, alternatives, event_types
+from ledger.event import (
+    Event,
+    Metadata,
+    RecordedEvent,
+    alternatives,
+    event_types,
+    personal_fields,
+)
 from ledger.stores import PackedEvents
 from ledger.upcasting import are_todays, common_version, types_of
 
@@ -38,6 +45,8 @@ class Lens:
         names = {each.__name__ for each in wanted}
         self.ignored = tuple(name for name in event_types() if name not in names)
         self.envelope = envelope
+        # A personal field is bound to its event's stream.
+        self.streams_of = tuple(each.__name__ for each in wanted if personal_fields(each))
         self._kinds = {each.__name__: each for each in wanted}
         self._version = common_version(wanted)
         union: Any = Union[tuple(map(lens_class, wanted))]  # noqa: UP007 - known at run time only
@@ -47,7 +56,8 @@ class Lens:
     def decode(self, packed: PackedEvents) -> list[RecordedEvent]:
         """Return the events; they have version 0, and `event_id` is text too.
 
-        Without `envelope` stream, metadata and body are empty.
+        Personal fields are as they are stored. Without `envelope` metadata and body are empty, and
+        so may be the stream of types without personal fields.
 
         Raises msgspec.DecodeError, UnicodeDecodeError or ValueError where a body is not one event
         of these types, StoredEventInvalid where one of another schema version cannot be read.

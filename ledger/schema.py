@@ -116,3 +116,19 @@ signed_checkpoints = Table(
     sqlite_with_rowid=False,
 )
 """The newest signed note of each log, and the first one of each minute."""
+
+subject_keys = Table(
+    "subject_keys",
+    metadata,
+    Column("journal", name_type(100), primary_key=True),
+    Column("subject", name_type(255), primary_key=True),
+    Column("key_id", name_type(32), nullable=False),
+    Column("wrapped", Text),
+    Column("created_at", UtcTimestamp(), nullable=False),
+    Column("destroyed_at", UtcTimestamp()),
+    CheckConstraint("(wrapped IS NULL) = (destroyed_at IS NOT NULL)", name="destroyed"),
+    Index("uq_subject_keys_key_id", "journal", "key_id", unique=True),
+    Index("ix_subject_keys_journal_destroyed_at", "journal", "destroyed_at"),
+    sqlite_with_rowid=False,
+)
+"""The data key of each subject of personal data, wrapped; it may lie in another database."""

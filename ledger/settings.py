@@ -42,6 +42,10 @@ class Settings(BaseSettings):
     password_threads: int = Field(2, ge=1, le=64)
     password_queue_max: int = Field(1000, ge=0)
     name_key: SecretStr | None = Field(None, min_length=16)
+    master_key: SecretStr | None = None
+    key_service: str | None = Field(None, min_length=1)
+    keys_database_url: str | None = None
+    key_cache_seconds: float = Field(10, ge=0, le=3600)
     log_key_file: Path | None = None
     log_origin: str | None = Field(None, min_length=1, max_length=255, pattern=r"^[^\s+]+$")
     witnesses: str = ""
@@ -56,7 +60,7 @@ class Settings(BaseSettings):
 
     @property
     def name_key_bytes(self) -> bytes | None:
-        """The key for digests of what strangers type, None where there is none."""
+        """The key for digests of names, None for one that the journal has itself."""
         return None if self.name_key is None else self.name_key.get_secret_value().encode()
 
 

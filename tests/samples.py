@@ -25,7 +25,7 @@ import ledger.domain  # noqa: F401 - registers the event types
 from ledger.amounts import PlainDecimal
 from ledger.codec import decode_bodies, encode_event
 from ledger.errors import LedgerError
-from ledger.event import Event, alternatives, event_types, upcaster_of
+from ledger.event import Event, alternatives, event_types, personal_fields, upcaster_of
 
 FOLDER = Path(__file__).parent / "ledger" / "samples"
 RECORD = "fields.json"
@@ -34,7 +34,10 @@ AT = datetime(2026, 1, 2, 3, 4, 5, 678901, UTC)
 
 Types = Mapping[str, type[Event]]
 Shape = dict[str, dict[str, Any]]
-"""A version's fields: for each the text of its type, its default's JSON, and an enum's values."""
+"""A version's fields: for each the text of its type, its default's JSON, and an enum's values.
+
+A personal field is marked.
+"""
 
 
 class IncompatibleChange(LedgerError):
@@ -53,9 +56,12 @@ def domain_types() -> dict[str, type[Event]]:
 def shape_of(struct: type[msgspec.Struct]) -> Shape:
     """Return what the fields of a type are today."""
     hints = typing.get_type_hints(struct)
-    return {
+    shape = {
         each.name: _described(each, hints[each.name]) for each in msgspec.structs.fields(struct)
     }
+    for name in personal_fields(struct):
+        shape[name]["personal"] = True
+    return shape
 
 
 def _described(field: msgspec.structs.FieldInfo, hint: Any) -> dict[str, Any]:
@@ -204,8 +210,10 @@ def breaking(recorded: Shape, present: Shape) -> list[str]:
 def _change_of(name: str, before: Mapping[str, Any], after: Mapping[str, Any] | None) -> str | None:
     if after is None:
         return f"field {name!r} was taken away"
-    if before["type"] != after["type"]:
+    if after["type"] not in (before["type"], f"{before['type']} | None"):
         return f"field {name!r} was {before['type']} and is {after['type']}"
+    if before.get("personal") and not after.get("personal"):
+        return f"field {name!r} is no longer personal: what is stored of it is encrypted"
     if ("default" in before, before.get("default")) != ("default" in after, after.get("default")):
         return f"field {name!r} has another default"
     lost = set(before.get("values", ())) - set(after.get("values", ()))

@@ -13,8 +13,8 @@ from uuid import UUID
 import msgspec
 
 from ledger.decider import Command, Decider
-from ledger.domain.users import check_labels, check_text
-from ledger.event import Event, Instant, utc
+from ledger.domain.users import check_labels, check_text, user_stream
+from ledger.event import Event, Instant, Personal, utc
 
 RATE_LIMIT_MAX = 1_000_000
 RATE_WINDOW = timedelta(minutes=1)
@@ -39,6 +39,10 @@ class ApiKeyEvent(Event):
         """Name the key's stream."""
         return api_key_stream(self.key_id)
 
+    def owner_stream(self) -> str | None:
+        """Name the key's stream, which begins with whose it is."""
+        return api_key_stream(self.key_id)
+
 
 class ApiKeyIssued(ApiKeyEvent):
     """A key exists from now on; only its hash is kept.
@@ -47,11 +51,15 @@ class ApiKeyIssued(ApiKeyEvent):
     """
 
     user_id: UUID
-    name: str
-    key_hash: str | None = None
+    name: Personal | None
+    key_hash: Personal | None = None
     permissions: tuple[str, ...] = ()
     rate_limit: int | None = None
     expires_at: Instant | None = None
+
+    def subject(self) -> str:
+        """Name the user whose key it is."""
+        return user_stream(self.user_id)
 
 
 class ApiKeyRotated(ApiKeyEvent):
@@ -76,11 +84,15 @@ class ApiKeyUsed(Event):
     key_id: UUID
     action: str
     resource: str | None = None
-    source: str | None = None
+    source: Personal | None = None
 
     def stream(self) -> str:
         """Name the stream of the key's uses."""
         return api_key_use_stream(self.key_id)
+
+    def owner_stream(self) -> str | None:
+        """Name the key's own stream, which begins with whose it is."""
+        return api_key_stream(self.key_id)
 
 
 class ApiKeyRefused(Event):
@@ -96,7 +108,7 @@ class ApiKeyRefused(Event):
     presented: str | None = None
     action: str | None = None
     resource: str | None = None
-    source: str | None = None
+    source: Personal | None = None
     count: int = 1
 
     def stream(self) -> str:
@@ -106,6 +118,10 @@ class ApiKeyRefused(Event):
         named = self.presented or self.source or ""
         digest = hashlib.sha256(named.encode()).hexdigest()[:32]
         return f"apikey-refused-{digest}"
+
+    def owner_stream(self) -> str | None:
+        """Name the key's own stream, which begins with whose it is; None if no key is known."""
+        return None if self.key_id is None else api_key_stream(self.key_id)
 
 
 class KeyReason(StrEnum):
@@ -269,6 +285,8 @@ def _issue(command: IssueKey, key: Key) -> ApiKeyIssued:
 def _rotate(command: RotateKey, key: Key) -> Sequence[Event]:
     if key.issued is None or key.is_rotated:
         raise command.refused(command.stream, "rotated", "another key has taken its place already")
+    if key.issued.name is None:
+        raise command.refused(command.stream, "erased", "the data of its owner was erased")
     ends = command.now + command.overlap
     rotated = ApiKeyRotated(
         key_id=command.key_id,

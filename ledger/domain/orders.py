@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from decimal import Decimal
 from enum import StrEnum
 from uuid import UUID
 
+from ledger.domain.users import maybe_user, user_stream
 from ledger.event import Amount, Event, Instant, VenueAmount
 
 TAGGED_CHARS_MAX = 200
 """Longer tokens stand in tags as digests."""
 TOKEN_CHARS_KEPT = 255
 """Longer tokens are compared and kept as digests."""
+
+_OWNED = re.compile(r"book:([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}):.*")
 
 
 class Action(StrEnum):
@@ -67,6 +71,12 @@ def position_tag(user_id: UUID, token: str, position_id: UUID | None) -> str:
     return f"book:{user_id}:{token}"
 
 
+def owner_of_book(tag: str) -> str | None:
+    """Return the stream of the user whose netting book has this tag, None for a hedging book."""
+    named = _OWNED.fullmatch(tag)
+    return None if named is None else user_stream(UUID(named[1]))
+
+
 def kept_token(token: str) -> str:
     """Return a token as books compare it and columns hold it: one that is too long as a digest."""
     if len(token) <= TOKEN_CHARS_KEPT:
@@ -81,6 +91,10 @@ class OrderEvent(Event):
 
     def stream(self) -> str:
         """Name the order's stream."""
+        return order_stream(self.order_id)
+
+    def owner_stream(self) -> str | None:
+        """Name the order's stream, which begins with whose it is."""
         return order_stream(self.order_id)
 
 
@@ -110,6 +124,10 @@ class OrderPlaced(OrderEvent):
     closes_position_id: UUID | None = None
     strategy: str | None = None
     extra_data: dict[str, str] | None = None
+
+    def subject(self) -> str:
+        """Name the user who placed the order."""
+        return user_stream(self.user_id)
 
 
 class OrderAccepted(OrderEvent):
@@ -151,6 +169,10 @@ class Execution(OrderEvent):
     liquidity: Liquidity | None = None
     transaction_signature: str | None = None
     quote_amount: VenueAmount | None = None
+
+    def subject(self) -> str | None:
+        """Name the user, if the venue's report does."""
+        return maybe_user(self.user_id)
 
     def notional(self) -> Decimal:
         """Return what was paid or received in the quote currency, before fees."""

@@ -21,8 +21,10 @@ from ledger.domain.orders import (
     FillBusted,
     OrderFilled,
     kept_token,
+    owner_of_book,
     position_tag,
 )
+from ledger.domain.users import user_stream
 from ledger.event import CONTEXT, Amount, Event, RecordedEvent, VenueAmount
 
 IDS = UUID("6f1c1d8e-52a5-5b0c-9d3f-0d4a4ad1c9f7")
@@ -41,11 +43,13 @@ class PositionEvent(Event, kw_only=True):
     """What all events of one position's stream have.
 
     `book` is the tag of the book that the position is a cycle of; None where only the id is known,
-    which then is taken for that of an explicit position.
+    which then is taken for that of an explicit position. `user_id` says whose it is where the book
+    does not.
     """
 
     position_id: UUID
     book: str | None = None
+    user_id: UUID | None = None
 
     def stream(self) -> str:
         """Name the position's stream."""
@@ -54,6 +58,12 @@ class PositionEvent(Event, kw_only=True):
     def tags(self) -> Iterable[str]:
         """Name the book, so that conditions on its fills see this event too."""
         return (self.book or f"position:{self.position_id}",)
+
+    def subject(self) -> str | None:
+        """Name the user, else that of the book; one of an explicit position does not say whose."""
+        if self.user_id is not None:
+            return user_stream(self.user_id)
+        return None if self.book is None else owner_of_book(self.book)
 
 
 class ProtectionSet(PositionEvent):
@@ -236,6 +246,7 @@ def _protection(command: SetProtection, book: Book) -> ProtectionSet:
     return ProtectionSet(
         position_id=book.position_id,
         book=command.book,
+        user_id=_unsaid(command),
         stop_loss=command.stop_loss,
         take_profit=command.take_profit,
     )
@@ -257,8 +268,17 @@ def _liquidation(command: Liquidate, book: Book) -> PositionLiquidated:
     if position_id is None or not book.is_of(command.user_id, command.token):
         position_id = id_of_nothing(command.book)
     return PositionLiquidated(
-        position_id=position_id, book=command.book, price=command.price, fee=command.fee
+        position_id=position_id,
+        book=command.book,
+        user_id=_unsaid(command),
+        price=command.price,
+        fee=command.fee,
     )
+
+
+def _unsaid(command: BookCommand) -> UUID | None:
+    """Return the user where the book's tag does not say whose it is."""
+    return command.user_id if owner_of_book(command.book) is None else None
 
 
 def evolve(book: Book, event: Event) -> Book:

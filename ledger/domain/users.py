@@ -10,16 +10,16 @@ from __future__ import annotations
 import hashlib
 import hmac
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import assert_never
+from typing import ClassVar, Self, assert_never
 from uuid import UUID
 
 import msgspec
 
 from ledger.decider import Command, Decider
-from ledger.event import Event, Instant, RecordedEvent
+from ledger.event import Event, Instant, Personal, RecordedEvent
 
 TEXT_CHARS_MAX = 255
 """The longest text that a column of the read models holds."""
@@ -42,6 +42,11 @@ def user_stream(user_id: UUID) -> str:
     return f"user-{user_id}"
 
 
+def maybe_user(user_id: UUID | None) -> str | None:
+    """Return the stream of a user who may not be known; it names whose personal data it is."""
+    return None if user_id is None else user_stream(user_id)
+
+
 def name_digest(name: str, key: bytes | None = None) -> str:
     """Return a digest of a username or e-mail that is the same for every way to write it.
 
@@ -58,14 +63,27 @@ def masked(name: str) -> str:
     return ("" if len(name) < MASKABLE_CHARS_MIN else name[:MASKED_CHARS]) + "…"
 
 
-def username_tag(username: str) -> str:
-    """Return the tag under which a username is claimed."""
-    return f"username:{name_digest(username)}"
+def username_tag(username: str, key: bytes | None = None) -> str:
+    """Return the tag under which a username is claimed; older releases made it without a key."""
+    return f"username:{name_digest(username, key)}"
 
 
-def email_tag(email: str) -> str:
-    """Return the tag under which an e-mail address is claimed."""
-    return f"email:{name_digest(email)}"
+def email_tag(email: str, key: bytes | None = None) -> str:
+    """Return the tag under which an e-mail is claimed; older releases made it without a key."""
+    return f"email:{name_digest(email, key)}"
+
+
+def _stored_digest(digest: str | None, name: str | None) -> str | None:
+    """Return the digest of a name that an event holds; older ones hold none, and the plain name."""
+    return name_digest(name) if digest is None and name is not None else digest
+
+
+def _new_digest(name: str | None, digest: Callable[[str], str]) -> str | None:
+    return None if name is None else digest(name)
+
+
+def _tags(kind: str, digest: str | None) -> Iterable[str]:
+    return () if digest is None else (f"{kind}:{digest}",)
 
 
 def login_stream(user_id: UUID | None, username: str | None, digest: str | None = None) -> str:
@@ -108,21 +126,37 @@ class UserEvent(Event):
         """Name the user's stream."""
         return user_stream(self.user_id)
 
+    def subject(self) -> str:
+        """Name the user."""
+        return user_stream(self.user_id)
+
 
 class UserRegistered(UserEvent):
-    """A user exists from now on; the username and e-mail are theirs alone."""
+    """A user exists from now on; the username and e-mail are theirs alone.
 
-    username: str
-    email: str | None = None
-    password_hash: str | None = None
+    The digests are what these are claimed by.
+    """
+
+    username: Personal | None
+    email: Personal | None = None
+    password_hash: Personal | None = None
     permissions: tuple[str, ...] = ()
     roles: tuple[str, ...] = ()
+    username_digest: str | None = None
+    email_digest: str | None = None
+
+    def with_digests(self, digest: Callable[[str], str]) -> Self:
+        """Digest the username and the e-mail."""
+        return msgspec.structs.replace(
+            self,
+            username_digest=_new_digest(self.username, digest),
+            email_digest=_new_digest(self.email, digest),
+        )
 
     def claims(self) -> Iterable[str]:
         """Take the username and the e-mail."""
-        yield username_tag(self.username)
-        if self.email is not None:
-            yield email_tag(self.email)
+        yield from _tags("username", _stored_digest(self.username_digest, self.username))
+        yield from _tags("email", _stored_digest(self.email_digest, self.email))
 
 
 class PasswordChanged(UserEvent):
@@ -131,23 +165,41 @@ class PasswordChanged(UserEvent):
     Where it was `upgraded`, the password is the same, only its hash was made in an outdated way.
     """
 
-    password_hash: str
+    password_hash: Personal | None
     upgraded: bool = False
 
 
 class EmailChanged(UserEvent):
-    """The user's e-mail is another; `previous_email` is free again."""
+    """The user's e-mail is another; `previous_email` is free again.
 
-    email: str | None = None
-    previous_email: str | None = None
+    The digests are what these are claimed by; that of the previous one may have been made without
+    a key.
+    """
+
+    email: Personal | None = None
+    previous_email: Personal | None = None
+    email_digest: str | None = None
+    previous_email_digest: str | None = None
+
+    def with_digests(self, digest: Callable[[str], str]) -> Self:
+        """Digest the e-mails; the old one may have been claimed without a key, which is kept."""
+        previous, old = self.previous_email_digest, self.previous_email
+        if old is not None and previous != name_digest(old):
+            previous = digest(old)
+        return msgspec.structs.replace(
+            self,
+            email_digest=_new_digest(self.email, digest),
+            previous_email_digest=previous,
+        )
 
     def claims(self) -> Iterable[str]:
         """Take the new e-mail."""
-        return () if self.email is None else (email_tag(self.email),)
+        return _tags("email", _stored_digest(self.email_digest, self.email))
 
     def releases(self) -> Iterable[str]:
         """Give the old one back."""
-        return () if self.previous_email is None else (email_tag(self.previous_email),)
+        digest = _stored_digest(self.previous_email_digest, self.previous_email)
+        return _tags("email", digest)
 
 
 class PermissionsChanged(UserEvent):
@@ -173,19 +225,23 @@ class LoginAttempted(Event):
     user_id: UUID | None = None
     attempt_id: UUID | None = None
     expires_at: Instant | None = None
-    username: str | None = None
-    source: str | None = None
+    username: Personal | None = None
+    source: Personal | None = None
     name_digest: str | None = None
 
     def stream(self) -> str:
         """Name the user's stream, or that of the name that does not exist."""
         return login_stream(self.user_id, self.username, self.name_digest)
 
+    def subject(self) -> str | None:
+        """Name the user, if there is one."""
+        return maybe_user(self.user_id)
+
 
 class LoginSucceeded(UserEvent):
     """The user logged in."""
 
-    source: str | None = None
+    source: Personal | None = None
     attempt_id: UUID | None = None
 
 
@@ -197,10 +253,10 @@ class LoginFailed(Event):
     abandoned attempt is stored by a later command, whose metadata it carries.
     """
 
-    username: str
+    username: Personal | None
     user_id: UUID | None = None
     reason: str | None = None
-    source: str | None = None
+    source: Personal | None = None
     attempt_id: UUID | None = None
     name_digest: str | None = None
 
@@ -220,6 +276,10 @@ class LoginFailed(Event):
             return own
         return f"login-refused-{own.removeprefix('user-').removeprefix('login-')}"
 
+    def subject(self) -> str | None:
+        """Name the user, if there is one."""
+        return maybe_user(self.user_id)
+
 
 class AccountLocked(Event, kw_only=True):
     """Nobody can log in before `locked_until`; `username` is given where no such user exists.
@@ -230,12 +290,16 @@ class AccountLocked(Event, kw_only=True):
     user_id: UUID | None = None
     locked_until: Instant
     reason: str | None = None
-    username: str | None = None
+    username: Personal | None = None
     name_digest: str | None = None
 
     def stream(self) -> str:
         """Name the user's stream, or that of the name that does not exist."""
         return login_stream(self.user_id, self.username, self.name_digest)
+
+    def subject(self) -> str | None:
+        """Name the user, if there is one."""
+        return maybe_user(self.user_id)
 
 
 class AccountUnlocked(UserEvent):
@@ -257,7 +321,31 @@ class UserReactivated(UserEvent):
 
 
 class UserErased(UserEvent):
-    """The user's personal data is destroyed; `reason` names the request."""
+    """The user's personal data is destroyed; `reason` names the request, not the person.
+
+    The digests are those under which the username and the e-mail were claimed; both are free again.
+    """
+
+    erases: ClassVar[bool] = True
+
+    reason: str
+    username_digest: str | None = None
+    email_digest: str | None = None
+
+    def releases(self) -> Iterable[str]:
+        """Give the username and the e-mail back."""
+        yield from _tags("username", self.username_digest)
+        yield from _tags("email", self.email_digest)
+
+
+class LegalHoldPlaced(UserEvent):
+    """The user's personal data must not be erased until the hold is lifted."""
+
+    reason: str
+
+
+class LegalHoldLifted(UserEvent):
+    """The user's personal data may be erased again."""
 
     reason: str
 
@@ -318,12 +406,16 @@ class Attempt(msgspec.Struct, frozen=True, gc=False):
 class User(msgspec.Struct, frozen=True):
     """What the events of a user's stream, or of a name that nobody has, have led to.
 
+    The digests are those under which the names are claimed: of older events, made without a key.
     `password_changes` counts new passwords, not new hashes of the same one.
     """
 
     is_known: bool = False
     is_active: bool = False
     is_erased: bool = False
+    is_held: bool = False
+    username_digest: str | None = None
+    email_digest: str | None = None
     email: str | None = None
     password_hash: str | None = None
     password_changes: int = 0
@@ -351,15 +443,18 @@ class LoginRules(msgspec.Struct, frozen=True, gc=False):
 
 
 def check_text(command: Command, field: str, value: str) -> None:
-    """Raise InvalidCommand unless `value` is one that a column can hold and a person can read."""
+    """Raise InvalidCommand unless `value` is one that a column can hold and a person can read.
+
+    The error does not show the value, which may be about a person.
+    """
     if not value:
         raise command.invalid(field, "must not be empty")
     if len(value) > TEXT_CHARS_MAX:
         raise command.invalid(field, f"has {len(value)} characters; at most {TEXT_CHARS_MAX} fit")
     if value != value.strip():
-        raise command.invalid(field, f"{value!r} begins or ends with space")
+        raise command.invalid(field, "begins or ends with space")
     if not value.isprintable():
-        raise command.invalid(field, f"{value!r} has characters that cannot be printed")
+        raise command.invalid(field, "has characters that cannot be printed")
 
 
 def check_labels(command: Command, field: str, values: tuple[str, ...]) -> None:
@@ -378,7 +473,7 @@ def _check_email(command: Command, email: str | None) -> None:
     check_text(command, "email", email)
     name, _, host = email.partition("@")
     if not name or not host or "@" in host or len(email.split()) > 1:
-        raise command.invalid("email", f"{email!r} is not of the form name@host")
+        raise command.invalid("email", "is not of the form name@host")
 
 
 class UserCommand(Command):
@@ -409,7 +504,7 @@ class RegisterUser(UserCommand):
         super().__post_init__()
         check_text(self, "username", self.username)
         if "@" in self.username:
-            raise self.invalid("username", f"{self.username!r} has an @; give that as e-mail")
+            raise self.invalid("username", "has an @; give that as e-mail")
         _check_email(self, self.email)
         check_labels(self, "permissions", self.permissions)
         check_labels(self, "roles", self.roles)
@@ -479,6 +574,32 @@ class Unlock(UserCommand):
 
     now: Instant
     reason: str | None = None
+
+
+class Reasoned(UserCommand):
+    """What the commands around an erasure have: who asked for it, in the words of a case file.
+
+    The reason is kept for ever, so it must not name the person.
+    """
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        """Refuse a reason that nobody could read later."""
+        super().__post_init__()
+        check_text(self, "reason", self.reason)
+
+
+class EraseUser(Reasoned):
+    """Destroy the personal data of the user, who cannot act any more."""
+
+
+class HoldUser(Reasoned):
+    """Let nobody erase the user's personal data: it is needed as evidence."""
+
+
+class ReleaseUser(Reasoned):
+    """Let the user's personal data be erased again."""
 
 
 class LoginCommand(Command, kw_only=True):
@@ -564,12 +685,14 @@ Change = (
     | Reactivate
     | Lock
     | Unlock
+    | HoldUser
+    | ReleaseUser
 )
-AnyCommand = RegisterUser | Change | ClaimLogin | FinishLogin
+AnyCommand = RegisterUser | Change | EraseUser | ClaimLogin | FinishLogin
 
 
 def decide(
-    command: RegisterUser | Change | ClaimLogin | FinishLogin, user: User
+    command: RegisterUser | Change | EraseUser | ClaimLogin | FinishLogin, user: User
 ) -> Sequence[Event]:
     """Return the events that a command leads to; a change to what is so already has none."""
     match command:
@@ -579,6 +702,8 @@ def decide(
             return _claim(command, user)
         case FinishLogin():
             return _finish(command, user)
+        case EraseUser():
+            return _erase(command, user)
         case _:
             if not user.is_known or user.is_erased:
                 raise command.refused(command.stream, user.standing, "there is no such user")
@@ -614,18 +739,61 @@ def _change(command: Change, user: User) -> Sequence[Event]:
             return (_activity(command, user),)
         case Lock() | Unlock():
             return (_lock(command, user.guesses),)
+        case HoldUser() | ReleaseUser():
+            return (_hold(command, user),)
         case _:
             assert_never(command)
 
 
 def _email(command: ChangeEmail, user: User) -> Sequence[EmailChanged]:
-    """An address that is only written in another way is not given back: it stays claimed."""
-    if command.email == user.email:
-        return ()
+    """An address that is only written in another way is not given back: it stays claimed.
+
+    Unless the claim was made without a key: then the new one, which has one, takes its place.
+    """
     old, new = user.email, command.email
-    is_same = old is not None and new is not None and email_tag(old) == email_tag(new)
-    previous = None if is_same else old
-    return (EmailChanged(user_id=command.user_id, email=new, previous_email=previous),)
+    if old == new:
+        return ()
+    if old is None or (new is not None and _stays_claimed(user, old, new)):
+        return (EmailChanged(user_id=command.user_id, email=new),)
+    return (
+        EmailChanged(
+            user_id=command.user_id,
+            email=new,
+            previous_email=old,
+            previous_email_digest=user.email_digest,
+        ),
+    )
+
+
+def _stays_claimed(user: User, old: str, new: str) -> bool:
+    return name_digest(old) == name_digest(new) != user.email_digest
+
+
+def _hold(command: HoldUser | ReleaseUser, user: User) -> Event:
+    is_wanted = isinstance(command, HoldUser)
+    if user.is_held == is_wanted:
+        state, has = ("held", "is") if user.is_held else (user.standing, "is not")
+        raise command.refused(command.stream, state, f"the user {has} under a legal hold")
+    made = LegalHoldPlaced if is_wanted else LegalHoldLifted
+    return made(user_id=command.user_id, reason=command.reason)
+
+
+def _erase(command: EraseUser, user: User) -> Sequence[UserErased]:
+    if not user.is_known:
+        raise command.refused(command.stream, user.standing, "there is no such user")
+    if user.is_erased:
+        return ()
+    if user.is_held:
+        reason = "the user is under a legal hold; it must be lifted first"
+        raise command.refused(command.stream, "held", reason)
+    return (
+        UserErased(
+            user_id=command.user_id,
+            reason=command.reason,
+            username_digest=user.username_digest,
+            email_digest=user.email_digest,
+        ),
+    )
 
 
 def _activity(command: Deactivate | Reactivate, user: User) -> Event:
@@ -741,17 +909,29 @@ def evolve(user: User, event: Event, at: datetime = NO_TIME) -> User:
             is_active = isinstance(event, UserReactivated) and may_act
             return msgspec.structs.replace(user, is_active=is_active)
         case UserErased():
-            return msgspec.structs.replace(
-                user, is_erased=True, is_active=False, email=None, password_hash=None
-            )
+            return _erased(user)
         case _:
-            return _changed(user, event)
+            return user if user.is_erased else _changed(user, event)
+
+
+def _erased(user: User) -> User:
+    return msgspec.structs.replace(
+        user,
+        is_erased=True,
+        is_active=False,
+        username_digest=None,
+        email_digest=None,
+        email=None,
+        password_hash=None,
+    )
 
 
 def _registered(event: UserRegistered) -> User:
     return User(
         is_known=True,
         is_active=True,
+        username_digest=_stored_digest(event.username_digest, event.username),
+        email_digest=_stored_digest(event.email_digest, event.email),
         email=event.email,
         password_hash=event.password_hash,
         permissions=event.permissions,
@@ -782,11 +962,14 @@ def _changed(user: User, event: Event) -> User:
                 password_changes=user.password_changes + (not event.upgraded),
             )
         case EmailChanged():
-            return msgspec.structs.replace(user, email=event.email)
+            digest = _stored_digest(event.email_digest, event.email)
+            return msgspec.structs.replace(user, email=event.email, email_digest=digest)
         case PermissionsChanged():
             return msgspec.structs.replace(user, permissions=event.permissions)
         case RolesChanged():
             return msgspec.structs.replace(user, roles=event.roles)
+        case LegalHoldPlaced() | LegalHoldLifted():
+            return msgspec.structs.replace(user, is_held=isinstance(event, LegalHoldPlaced))
         case _:
             return user
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
 import signal
-import socket
 import sys
 import threading
 from pathlib import Path
@@ -136,7 +134,7 @@ def fork_log(
     if settings.log_key_file is None:
         raise KeyUnusable("set LEDGER_LOG_KEY_FILE to the new log's key (`ledger keys new`)")
     key = read_key(settings.log_key_file)
-    done = console.run(_fork(settings, key, reason, actor or _user(), journal))
+    done = console.run(_fork(settings, key, reason, actor or console.operator(), journal))
     print(
         f"left {done.old.origin} at size {done.old.size}; {done.seal.origin} is sealed up to size "
         f"{done.seal.size}, root {as_text(done.seal.root)}"
@@ -155,10 +153,3 @@ async def _fork(
 
 def _tell(what: str) -> None:
     print(f"ledger: {what}", file=sys.stderr, flush=True)
-
-
-def _user() -> str:
-    try:
-        return f"{getpass.getuser()}@{socket.gethostname()}"
-    except (KeyError, OSError):  # a user without a name
-        return f"unknown@{socket.gethostname()}"

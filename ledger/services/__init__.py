@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from ledger.deciding import Deciding
 from ledger.journal import Journal, open_journal
 from ledger.proof.witnessing import check_witnessed
+from ledger.security.master_keys import MasterKey
 from ledger.security.passwords import Passwords
 from ledger.services.api_keys import ApiKeys
 from ledger.services.markets import Markets
@@ -46,10 +47,9 @@ class Ledger:
         self.journal = journal
         deciding = Deciding(journal)
         self._deciding = deciding
-        name_key = settings.name_key_bytes
         passwords = passwords or _passwords(settings)
-        self.users = Users(deciding, passwords, login_rules(settings), name_key)
-        self.api_keys = ApiKeys(deciding, name_key=name_key)
+        self.users = Users(deciding, passwords, login_rules(settings))
+        self.api_keys = ApiKeys(deciding)
         self.orders = Orders(deciding)
         self.positions = Positions(deciding)
         self.markets = Markets(deciding)
@@ -73,13 +73,14 @@ async def open_ledger(
     *,
     clock: Clock | None = None,
     passwords: Passwords | None = None,
+    master_key: MasterKey | None = None,
 ) -> AsyncIterator[Ledger]:
     """Open a journal for commands; the arguments are those of `open_journal` and `Ledger`.
 
     Where witnesses are set, raises JournalRolledBack if the journal is not all that they have seen.
     """
     settings = settings or Settings()
-    async with open_journal(settings, name, clock=clock) as journal:
+    async with open_journal(settings, name, clock=clock, master_key=master_key) as journal:
         await check_witnessed(journal, settings)
         ledger = Ledger(journal, settings, passwords=passwords)
         try:

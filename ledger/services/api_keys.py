@@ -99,17 +99,10 @@ class ApiKeys:
     key or owner that is not in the state for it, Contended, and what an append raises.
     """
 
-    def __init__(
-        self,
-        deciding: Deciding,
-        refusals: Refusals | None = None,
-        *,
-        name_key: bytes | None = None,
-    ) -> None:
-        """Take what decides and what counts refusals, and the key for what is no API key."""
+    def __init__(self, deciding: Deciding, refusals: Refusals | None = None) -> None:
+        """Take what decides and what counts refusals."""
         self._deciding = deciding
         self._refusals = refusals or Refusals(deciding.journal)
-        self._name_key = name_key
         self._alive_at: OrderedDict[UUID, tuple[Alive, int]] = OrderedDict()
 
     async def issue(
@@ -241,7 +234,7 @@ class ApiKeys:
         wanted = Use(action, permission, resource, source, origin)
         parsed = parse(presented)
         if isinstance(parsed, Malformed):
-            digest = digest_of(presented, self._name_key)
+            digest = digest_of(presented, await self._deciding.journal.privacy.name_key())
             return await self._refused(KeyReason.MALFORMED, wanted, digest)
         tries = itertools.count()
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid5
 import msgspec
 from uuid_utils.compat import uuid7
 
-from ledger.conditions import ExpectedVersion, NoEvent
+from ledger.conditions import Condition, ExpectedVersion, NoEvent
 from ledger.deciding import ORIGIN, Deciding, Done, Origin
 from ledger.domain.users import (
     USER,
@@ -21,7 +21,9 @@ from ledger.domain.users import (
     ChangeRoles,
     ClaimLogin,
     Deactivate,
+    EraseUser,
     FinishLogin,
+    HoldUser,
     Lock,
     LoginAttempted,
     LoginFailed,
@@ -30,18 +32,17 @@ from ledger.domain.users import (
     LoginSucceeded,
     Reactivate,
     RegisterUser,
+    ReleaseUser,
     Unlock,
     User,
     UserDeactivated,
     UserErased,
-    email_tag,
-    name_digest,
     user_stream,
-    username_tag,
 )
-from ledger.errors import CommandRefused, InvalidCommand
-from ledger.event import Event
+from ledger.errors import CommandRefused, InvalidCommand, LedgerError
+from ledger.event import Event, Metadata, RecordedEvent, personal_fields
 from ledger.security.passwords import PASSWORD_CHARS_MAX, Passwords, Place, is_acceptable
+from ledger.services.names import Names
 from ledger.settings import Settings
 from ledger.stores import Appended
 
@@ -58,6 +59,32 @@ class UserChanged(msgspec.Struct, frozen=True):
 
     user_id: UUID
     appended: Appended | None
+
+
+class Erased(msgspec.Struct, frozen=True):
+    """A user's personal data is destroyed.
+
+    `appended` is None, and `key_destroyed` False, where that was so already. `plain_events` counts
+    the events of the user's stream that an older release stored in plain: these cannot be erased.
+    """
+
+    user_id: UUID
+    appended: Appended | None
+    key_destroyed: bool
+    plain_events: int
+
+
+class ErasureUnfinished(LedgerError):
+    """The journal says that a user is erased, but the data key is still there: try again."""
+
+    exit_code = 3
+
+    def __init__(self, user_id: UUID, error: LedgerError) -> None:
+        super().__init__(
+            f"user {user_id} counts as erased, but the data key could not be destroyed: {error}; "
+            "erase the user again to finish it"
+        )
+        self.user_id = user_id
 
 
 class Login(msgspec.Struct, frozen=True):
@@ -109,13 +136,12 @@ class Users:
         deciding: Deciding,
         passwords: Passwords,
         rules: LoginRules | None = None,
-        name_key: bytes | None = None,
     ) -> None:
-        """Take what decides and hashes, the rules, and the key for names that nobody has."""
+        """Take what decides and hashes, and the rules."""
         self._deciding = deciding
         self._passwords = passwords
         self._rules = rules or LoginRules()
-        self._name_key = name_key
+        self._names = Names(deciding.journal)
 
     async def register(
         self,
@@ -203,6 +229,34 @@ class Users:
         """Lift the lock of an account."""
         return await self._change(Unlock(user_id=user_id, now=self._now(), reason=reason), origin)
 
+    async def hold(self, *, user_id: UUID, reason: str, origin: Origin = ORIGIN) -> UserChanged:
+        """Let nobody erase the user until the hold is lifted."""
+        return await self._change(HoldUser(user_id=user_id, reason=reason), origin)
+
+    async def release(self, *, user_id: UUID, reason: str, origin: Origin = ORIGIN) -> UserChanged:
+        """Let the user be erased again."""
+        return await self._change(ReleaseUser(user_id=user_id, reason=reason), origin)
+
+    async def erase(self, *, user_id: UUID, reason: str, origin: Origin = ORIGIN) -> Erased:
+        """Destroy the user's personal data for good; the user can do nothing from now on.
+
+        First the event is stored, then the data key destroyed. After an error call it again: it
+        finishes what was begun, and changes nothing once all is done. CommandRefused under a legal
+        hold, ErasureUnfinished where the event is stored but the key could not be destroyed.
+        """
+        command = EraseUser(user_id=user_id, reason=reason)
+        done = await self._execute(command, origin)
+        try:
+            destroyed = await self._deciding.journal.privacy.destroy(command.stream)
+        except LedgerError as error:
+            raise ErasureUnfinished(user_id, error) from error
+        return Erased(user_id, done.appended, destroyed, await self._readable(command.stream))
+
+    async def _readable(self, stream: str) -> int:
+        """Count the events of a stream in which a personal field can be read."""
+        chunks = self._deciding.journal.read_chunks(stream=stream)
+        return sum([sum(map(_shows_something, chunk)) async for chunk in chunks])
+
     async def login(
         self, *, username: str, password: str, source: str | None = None, origin: Origin = ORIGIN
     ) -> Login:
@@ -233,8 +287,8 @@ class Users:
             rules=self._rules,
             source=source,
         )
-        digest = name_digest(name, self._name_key)
-        user_id = await self._user_id(name)
+        digest = await self._names.digest(name)
+        user_id = await self._names.user_id(name)
         return msgspec.structs.replace(command, user_id=user_id, name_digest=digest)
 
     async def _decide(self, command: ClaimLogin | FinishLogin, origin: Origin) -> Done[User]:
@@ -276,19 +330,27 @@ class Users:
         )
         return await self._decide(command, origin)
 
-    async def _user_id(self, name: str) -> UUID | None:
-        """Find the user of a name; looks for both kinds in any case, to take the same time."""
-        found = [
-            await self._deciding.journal.holder(tag(name)) for tag in (username_tag, email_tag)
-        ]
-        stream = found[0] or found[1]
-        return None if stream is None else UUID(stream.removeprefix("user-"))
-
     async def _change(self, command: Change, origin: Origin) -> UserChanged:
         return UserChanged(command.user_id, (await self._execute(command, origin)).appended)
 
-    async def _execute(self, command: RegisterUser | Change, origin: Origin) -> Done[User]:
-        return await self._deciding.execute(USER, command.stream, command, origin=origin)
+    async def _execute(
+        self, command: RegisterUser | Change | EraseUser, origin: Origin
+    ) -> Done[User]:
+        async def guard() -> Sequence[Condition]:
+            return await self._unclaimed(command)
+
+        return await self._deciding.execute(
+            USER, command.stream, command, guard=guard, origin=origin
+        )
+
+    async def _unclaimed(self, command: RegisterUser | Change | EraseUser) -> Sequence[Condition]:
+        match command:
+            case RegisterUser():
+                return await self._names.unclaimed(command.stream, command.username, command.email)
+            case ChangeEmail():
+                return await self._names.unclaimed(command.stream, None, command.email)
+            case _:
+                return ()
 
     async def _hashed(self, command: str, password: str) -> str:
         if not is_acceptable(password):
@@ -307,6 +369,15 @@ class Users:
 def _made_id(origin: Origin) -> UUID:
     """A repeated command has to mean the same user."""
     return uuid7() if origin.command_id is None else uuid5(origin.command_id, "user")
+
+
+def _shows_something(recorded: RecordedEvent) -> bool:
+    holders: tuple[Event | Metadata, ...] = (recorded.event, recorded.metadata)
+    return any(
+        getattr(holder, field) is not None
+        for holder in holders
+        for field in personal_fields(type(holder))
+    )
 
 
 def _matters(event: Event) -> bool:

@@ -17,6 +17,7 @@ import msgspec
 from ledger.conditions import AtMost, ExpectedVersion, NoEvent
 from ledger.errors import LedgerError
 from ledger.proof.tiles import Tile
+from ledger.stores.subject_keys import KeyTable
 from ledger.stores.wakeups import Wakeups
 
 Clock = Callable[[], datetime]
@@ -99,6 +100,8 @@ class PackedEvents(msgspec.Struct, frozen=True, gc=False):
     are in the usual text form. `streams` and `metadata` are None where they were not asked for.
     `count` is that of all events between the offsets, those of ignored types included.
     `schema_versions` are those that the bodies were written in, None means today's.
+    A chunk of a stream or of what is tagged goes on after `last`, the version or offset where it
+    ends.
     """
 
     offsets: Sequence[int]
@@ -110,6 +113,7 @@ class PackedEvents(msgspec.Struct, frozen=True, gc=False):
     metadata: bytes | None = None
     count: int = 0
     schema_versions: Sequence[int] | None = None
+    last: int = 0
 
 
 class JournalInfo(msgspec.Struct, frozen=True):
@@ -239,11 +243,19 @@ class Store(Protocol):
         ...
 
     async def read_packed(
-        self, journal_id: int, start: int, stop: int, ignored: Sequence[str], *, envelope: bool
+        self,
+        journal_id: int,
+        start: int,
+        stop: int,
+        ignored: Sequence[str],
+        *,
+        envelope: bool,
+        streams_of: Sequence[str] = (),
     ) -> PackedEvents:
         """Return the events with start <= offset < stop, in order, but those of ignored types.
 
-        With `envelope` also their streams and metadata.
+        With `envelope` also their streams and metadata, else the streams of some types, and those
+        of others are empty or not.
         """
         ...
 
@@ -258,6 +270,15 @@ class Store(Protocol):
         """Return the sealed log of a journal."""
         ...
 
+    @property
+    def losses(self) -> int:
+        """How often a connection was lost while it appended; another server may have taken over."""
+        ...
+
+    def subject_keys(self, journal: str) -> KeyTable:
+        """Return the data keys of the subjects of a journal, by its name."""
+        ...
+
     async def read_stream(
         self, journal_id: int, stream: str, after_version: int, limit: int
     ) -> list[StoredEvent]:
@@ -268,6 +289,35 @@ class Store(Protocol):
         self, journal_id: int, tag: str, after_offset: int, limit: int
     ) -> list[StoredEvent]:
         """Return up to `limit` events that carry a tag, of whatever kind, above an offset."""
+        ...
+
+    async def read_packed_stream(
+        self,
+        journal_id: int,
+        stream: str,
+        after_version: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return the same as `read_stream` packed, of all types, but only what lies below `stop`.
+
+        Streams are there in any case, metadata with `envelope`. Fewer than `limit` are the last.
+        """
+        ...
+
+    async def read_packed_tagged(
+        self,
+        journal_id: int,
+        tag: str,
+        after_offset: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return the same as `read_tagged` packed, as `read_packed_stream` does."""
         ...
 
     async def size(self, journal_id: int) -> int:

@@ -40,9 +40,11 @@ from ledger.stores import (
 from ledger.stores.outcomes import each_alone
 from ledger.stores.postgres_batch import Batch
 from ledger.stores.postgres_wakeups import Listener, Notifier
+from ledger.stores.queries import Statement
 from ledger.stores.rounds import rounds
-from ledger.stores.sealing import Statement, StoredLog
+from ledger.stores.sealing import StoredLog
 from ledger.stores.search import last_recorded
+from ledger.stores.subject_keys import StoredKeys
 from ledger.stores.wakeups import Hub, Wakeups
 
 if TYPE_CHECKING:
@@ -62,21 +64,23 @@ _READ_BUT = _READ.replace(
     "ORDER BY", """AND (type <> ALL ('{%s}') OR "offset" = $3 - 1) ORDER BY"""
 )
 # One row: what a driver does for each row and value costs more than all else.
-_READ_PACKED = """SELECT string_agg(int8send("offset"), '') AS offsets,
+_PACKED = """string_agg(int8send("offset"), '') AS offsets,
         string_agg(body, ',') AS bodies,
         string_agg(event_id::text, ',') AS event_ids,
         string_agg(timestamptz_send(occurred_at), '') AS occurred_at,
         string_agg(timestamptz_send(recorded_at), '') AS recorded_at,
-        string_agg(int2send(schema_version), '') AS schema_versions,
-        CASE WHEN $4 THEN array_agg(stream::text) END AS streams,
-        CASE WHEN $4 THEN string_agg(coalesce(metadata, '{}'), ',') END AS metadata,
+        string_agg(int2send(schema_version), '') AS schema_versions"""
+_READ_PACKED = f"""SELECT {_PACKED},
+        CASE WHEN $4 OR cardinality($5::text[]) > 0 THEN
+            array_agg(CASE WHEN $4 OR type = ANY ($5) THEN stream::text ELSE '' END) END AS streams,
+        CASE WHEN $4 THEN string_agg(coalesce(metadata, '{{}}'), ',') END AS metadata,
         (SELECT count(*) FROM events
             WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3) AS count
     FROM (
         SELECT * FROM events
-        WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 AND type <> ALL ('{%s}')
+        WHERE journal_id = $1 AND "offset" >= $2 AND "offset" < $3 AND type <> ALL ('{{%s}}')
         ORDER BY "offset" OFFSET 0
-    ) AS e"""
+    ) AS e"""  # noqa: S608
 _READ_RAW = """SELECT string_agg(int8send("offset"), '') AS offsets,
         array_agg(stream::text) AS streams,
         string_agg(int8send(version), '') AS versions,
@@ -99,6 +103,28 @@ _READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
     ) t CROSS JOIN LATERAL (
         SELECT * FROM events e WHERE e.journal_id = $1 AND e."offset" = t.tagged
     ) e ORDER BY tagged"""  # noqa: S608
+# The limit comes first: else all of a long stream would be looked at for what lies below an offset.
+_READ_PACKED_STREAM = f"""SELECT {_PACKED},
+        CASE WHEN $6 THEN string_agg(coalesce(metadata, '{{}}'), ',') END AS metadata,
+        count(*) AS count, max(version) AS last
+    FROM (
+        SELECT * FROM (
+            SELECT * FROM events
+            WHERE journal_id = $1 AND stream = $2 AND version > $3 ORDER BY version LIMIT $4
+        ) AS s WHERE "offset" < $5 OFFSET 0
+    ) AS e"""  # noqa: S608
+_READ_PACKED_TAGGED = f"""SELECT {_PACKED}, array_agg(stream::text) AS streams,
+        CASE WHEN $6 THEN string_agg(coalesce(metadata, '{{}}'), ',') END AS metadata,
+        count(*) AS count, max("offset") AS last
+    FROM (
+        SELECT e.* FROM (
+            SELECT DISTINCT "offset" AS tagged FROM event_tags
+            WHERE journal_id = $1 AND tag = $2 AND "offset" > $3 AND "offset" < $5
+            ORDER BY "offset" LIMIT $4
+        ) t CROSS JOIN LATERAL (
+            SELECT * FROM events e WHERE e.journal_id = $1 AND e."offset" = t.tagged
+        ) e ORDER BY tagged OFFSET 0
+    ) AS e"""  # noqa: S608
 _JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
 _IDLE = "SET LOCAL idle_in_transaction_session_timeout = '%dms'"
 _BACKEND = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -169,12 +195,19 @@ class PostgresStore:
         return [StoredEvent(*row) for row in await self._fetch(query, journal_id, start, stop)]
 
     async def read_packed(
-        self, journal_id: int, start: int, stop: int, ignored: Sequence[str], *, envelope: bool
+        self,
+        journal_id: int,
+        start: int,
+        stop: int,
+        ignored: Sequence[str],
+        *,
+        envelope: bool,
+        streams_of: Sequence[str] = (),
     ) -> PackedEvents:
         """Return the events but those of ignored types, in order, packed."""
         query = _READ_PACKED % _listed(ignored)
-        [row] = await self._fetch(query, journal_id, start, stop, envelope)
-        return _packed(row)
+        [row] = await self._fetch(query, journal_id, start, stop, envelope, streams_of)
+        return _packed(row, row["streams"])
 
     async def read_raw(self, journal_id: int, start: int, stop: int) -> RawEvents:
         """Return the events between two offsets, in order, as they are sealed."""
@@ -184,6 +217,15 @@ class PostgresStore:
     def sealed(self, journal_id: int) -> StoredLog:
         """Return the sealed log of a journal."""
         return StoredLog(self, journal_id)
+
+    @property
+    def losses(self) -> int:
+        """How often a connection was lost while it appended."""
+        return sum(each.losses for each in self._writers)
+
+    def subject_keys(self, journal: str) -> StoredKeys:
+        """Return the data keys of a journal, which may be another database's."""
+        return StoredKeys(self, journal)
 
     async def query(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
         """Return the rows of a query, whose arguments are $1, $2, …."""
@@ -219,6 +261,36 @@ class PostgresStore:
         """Return up to `limit` events that carry a tag above an offset, in order."""
         rows = await self._fetch(_READ_TAGGED, journal_id, tag, after_offset, limit)
         return [StoredEvent(*row) for row in rows]
+
+    async def read_packed_stream(
+        self,
+        journal_id: int,
+        stream: str,
+        after_version: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return up to `limit` events of one stream above a version, below `stop`, packed."""
+        asked = (journal_id, stream, after_version, limit, stop, envelope)
+        [row] = await self._fetch(_READ_PACKED_STREAM, *asked)
+        return _packed(row, [stream] * row["count"], row["last"] or 0)
+
+    async def read_packed_tagged(
+        self,
+        journal_id: int,
+        tag: str,
+        after_offset: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return up to `limit` events that carry a tag above an offset, below `stop`, packed."""
+        asked = (journal_id, tag, after_offset, limit, stop, envelope)
+        [row] = await self._fetch(_READ_PACKED_TAGGED, *asked)
+        return _packed(row, row["streams"], row["last"] or 0)
 
     async def size(self, journal_id: int) -> int:
         """Return the number of events in the journal."""
@@ -383,7 +455,7 @@ def _listed(types: Sequence[str]) -> str:
     return ",".join(name for name in types if name.isidentifier())
 
 
-def _packed(row: asyncpg.Record) -> PackedEvents:
+def _packed(row: asyncpg.Record, streams: Sequence[str] | None, last: int = 0) -> PackedEvents:
     """Unpack what the driver was spared."""
     if row["offsets"] is None:
         return PackedEvents((), b"[]", (), (), (), count=row["count"])
@@ -394,10 +466,11 @@ def _packed(row: asyncpg.Record) -> PackedEvents:
         row["event_ids"].split(","),
         times,
         times if row["occurred_at"] == row["recorded_at"] else _times(row["recorded_at"]),
-        row["streams"],
+        streams,
         None if metadata is None else b"[" + metadata + b"]",
         row["count"],
         _integers(row["schema_versions"], "h"),
+        last,
     )
 
 
@@ -498,6 +571,7 @@ class _Writer:
         self._connection: Connection | None = None
         self._backend: Backend | None = None
         self._warnings: list[str] = []
+        self.losses = 0
 
     async def run(self, sql: str, *arguments: Any) -> asyncpg.Record:
         """Run an append; while its outcome is unknown, run it again.
@@ -542,6 +616,7 @@ class _Writer:
     async def _recover(self, deadline: float, cause: BaseException) -> Connection:
         """Return a new connection once the old one's server process is surely gone."""
         delay_seconds = 0.05
+        self.losses += 1
         lost, self._backend = self._backend, None
         await self.close()
         while True:

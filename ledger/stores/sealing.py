@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from ledger.proof.tiles import Tile
 from ledger.sqltypes import text_to_time
 from ledger.stores import Seal, SignedCheckpoint
+from ledger.stores.queries import Queries, Statement
 
 _SEAL = "SELECT origin, size, root, sealed_at FROM seals WHERE journal_id = $1"
 # A server that took over from another one may have lost events that were read from that one.
@@ -47,28 +48,6 @@ _DROP_CHECKPOINT = """DELETE FROM signed_checkpoints
             AND c.size < $3 AND c.made_at >= $5 AND c.made_at < $6)"""
 _REPLACE_NOTE = """UPDATE signed_checkpoints SET note = $5
     WHERE journal_id = $1 AND origin = $2 AND size = $3 AND note = $4"""
-
-
-class Statement(msgspec.Struct, frozen=True):
-    """A statement that writes, and the arguments ($1, $2, …) of each time that it is run."""
-
-    sql: str
-    arguments: Sequence[Sequence[Any]]
-
-
-class Queries(Protocol):
-    """What a store must do for the log."""
-
-    async def query(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
-        """Return the rows of a query, whose arguments are $1, $2, …."""
-        ...
-
-    async def transact(self, statements: Sequence[Statement]) -> bool:
-        """Run statements in one transaction, unless the first one changes no row.
-
-        Return whether they were run. The first one has one list of arguments.
-        """
-        ...
 
 
 class StoredLog:

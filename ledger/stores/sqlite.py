@@ -39,9 +39,11 @@ from ledger.stores import (
     StoredEvent,
 )
 from ledger.stores.outcomes import each_alone
-from ledger.stores.sealing import Statement, StoredLog
+from ledger.stores.queries import Statement
+from ledger.stores.sealing import StoredLog
 from ledger.stores.search import last_recorded
 from ledger.stores.sqlite_batch import Batch
+from ledger.stores.subject_keys import StoredKeys
 from ledger.stores.turns import turn
 from ledger.stores.wakeups import Hub, Wakeups
 
@@ -60,10 +62,12 @@ _READ = f"""SELECT {_COLUMNS} FROM events
     ORDER BY "offset" """  # noqa: S608
 _COUNT = """SELECT count(*) FROM events
     WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?"""
-_READ_PACKED = """SELECT
-        "offset", body, event_id, occurred_at, recorded_at, stream, metadata, schema_version
+_PACKED = (
+    '"offset", body, event_id, occurred_at, recorded_at, stream, metadata, schema_version, version'
+)
+_READ_PACKED = f"""SELECT {_PACKED}
     FROM events WHERE journal_id = ? AND "offset" >= ? AND "offset" < ?
-    AND type NOT IN (SELECT value FROM json_each(?)) ORDER BY "offset" """
+    AND type NOT IN (SELECT value FROM json_each(?)) ORDER BY "offset" """  # noqa: S608
 _READ_RAW = """SELECT "offset", stream, version, event_id, type, schema_version, recorded_at,
         occurred_at, metadata, body
     FROM events WHERE journal_id = ? AND "offset" >= ? AND "offset" < ? ORDER BY "offset" """
@@ -72,6 +76,16 @@ _READ_STREAM = f"""SELECT {_COLUMNS} FROM events
 _READ_TAGGED = f"""SELECT {_COLUMNS} FROM (
         SELECT DISTINCT "offset" AS tagged FROM event_tags
         WHERE journal_id = ?1 AND tag = ?2 AND "offset" > ?3 ORDER BY "offset" LIMIT ?4
+    ) JOIN events ON journal_id = ?1 AND "offset" = tagged ORDER BY tagged"""  # noqa: S608
+# The limit comes first: else all of a long stream would be looked at for what lies below an offset.
+_READ_PACKED_STREAM = f"""SELECT * FROM (
+        SELECT {_PACKED} FROM events
+        WHERE journal_id = ? AND stream = ? AND version > ? ORDER BY version LIMIT ?
+    ) WHERE "offset" < ? ORDER BY version"""  # noqa: S608
+_READ_PACKED_TAGGED = f"""SELECT {_PACKED} FROM (
+        SELECT DISTINCT "offset" AS tagged FROM event_tags
+        WHERE journal_id = ?1 AND tag = ?2 AND "offset" > ?3 AND "offset" < ?5
+        ORDER BY "offset" LIMIT ?4
     ) JOIN events ON journal_id = ?1 AND "offset" = tagged ORDER BY tagged"""  # noqa: S608
 _JOURNAL = "SELECT journal_id, name, size, created_at FROM journals"
 
@@ -155,13 +169,20 @@ class SqliteStore:
         return [_stored_event(*row) for row in rows]
 
     async def read_packed(
-        self, journal_id: int, start: int, stop: int, ignored: Sequence[str], *, envelope: bool
+        self,
+        journal_id: int,
+        start: int,
+        stop: int,
+        ignored: Sequence[str],
+        *,
+        envelope: bool,
+        streams_of: Sequence[str] = (),
     ) -> PackedEvents:
         """Return the events but those of ignored types, in order, packed."""
         names = json.dumps(list(ignored))
         rows = await self._fetch(_READ_PACKED, journal_id, start, stop, names)
         [[count]] = await self._fetch(_COUNT, journal_id, start, stop)
-        return _packed(rows, count, envelope=envelope)
+        return _packed(rows, count, envelope=envelope, streams=envelope or bool(streams_of))
 
     async def read_raw(self, journal_id: int, start: int, stop: int) -> RawEvents:
         """Return the events between two offsets, in order, as they are sealed."""
@@ -176,6 +197,15 @@ class SqliteStore:
     def sealed(self, journal_id: int) -> StoredLog:
         """Return the sealed log of a journal."""
         return StoredLog(self, journal_id)
+
+    @property
+    def losses(self) -> int:
+        """How often a connection was lost while it appended: there is none."""
+        return 0
+
+    def subject_keys(self, journal: str) -> StoredKeys:
+        """Return the data keys of a journal, which may be another database's."""
+        return StoredKeys(self, journal)
 
     async def query(self, sql: str, *arguments: Any) -> Sequence[Sequence[Any]]:
         """Return the rows of a query, whose arguments are $1, $2, …."""
@@ -215,6 +245,38 @@ class SqliteStore:
         """Return up to `limit` events that carry a tag above an offset, in order."""
         rows = await self._fetch(_READ_TAGGED, journal_id, tag, after_offset, limit)
         return [_stored_event(*row) for row in rows]
+
+    async def read_packed_stream(
+        self,
+        journal_id: int,
+        stream: str,
+        after_version: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return up to `limit` events of one stream above a version, below `stop`, packed."""
+        asked = (journal_id, stream, after_version, limit, stop)
+        rows = await self._fetch(_READ_PACKED_STREAM, *asked)
+        last = rows[-1][-1] if rows else 0
+        return _packed(rows, len(rows), envelope=envelope, streams=True, last=last)
+
+    async def read_packed_tagged(
+        self,
+        journal_id: int,
+        tag: str,
+        after_offset: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return up to `limit` events that carry a tag above an offset, below `stop`, packed."""
+        asked = (journal_id, tag, after_offset, limit, stop)
+        rows = await self._fetch(_READ_PACKED_TAGGED, *asked)
+        last = rows[-1][0] if rows else 0
+        return _packed(rows, len(rows), envelope=envelope, streams=True, last=last)
 
     async def size(self, journal_id: int) -> int:
         """Return the number of events in the journal."""
@@ -404,22 +466,25 @@ def _dashed(digits: str) -> str:
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
-def _packed(rows: Sequence[tuple[Any, ...]], count: int, *, envelope: bool) -> PackedEvents:
+def _packed(
+    rows: Sequence[tuple[Any, ...]], count: int, *, envelope: bool, streams: bool, last: int = 0
+) -> PackedEvents:
     if not rows:
         return PackedEvents((), b"[]", (), (), (), count=count)
-    offsets, bodies, event_ids, occurred_at, recorded_at, streams, metadata, versions = zip(
+    offsets, bodies, event_ids, occurred_at, recorded_at, names, metadata, schema_versions, _ = zip(
         *rows, strict=True
     )
     return PackedEvents(
         offsets,
         b"[" + b",".join(bodies) + b"]",
-        [str(UUID(each)) for each in event_ids],
+        list(map(_dashed, event_ids)),
         list(map(text_to_time, occurred_at)),
         list(map(text_to_time, recorded_at)),
-        streams if envelope else None,
+        names if streams else None,
         b"[" + b",".join(each or b"{}" for each in metadata) + b"]" if envelope else None,
         count,
-        versions,
+        schema_versions,
+        last,
     )
 
 

@@ -80,7 +80,7 @@ def test_users_and_keys_exist_before_anything_happens_to_them(
 def test_each_username_is_registered_once(name: str, converted: Converted) -> None:
     """No two registrations claim one name, however it is written."""
     users = [e for line in converted(name) if isinstance(e := line.event, UserRegistered)]
-    assert len({name_digest(user.username) for user in users}) == len(users)
+    assert len({name_digest(user.username or "") for user in users}) == len(users)
 
 
 @every_adapter

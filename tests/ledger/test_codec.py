@@ -28,7 +28,7 @@ from ledger.codec import (
 )
 from ledger.domain.orders import OrderFailed, OrderPlaced
 from ledger.errors import InvalidEvent, StoredEventInvalid
-from ledger.event import Amount, Event, Metadata, VenueAmount, event_types
+from ledger.event import Amount, Event, Metadata, VenueAmount, event_types, personal_fields
 from tests.ledger.support import START, Noted, an_id
 from tests.ledger.test_amounts import plain_text
 
@@ -81,8 +81,29 @@ def events_of(event_type: type[Event]) -> st.SearchStrategy[Event]:
     optional: dict[str, st.SearchStrategy[Any]] = {}
     for field in msgspec.structs.fields(event_type):
         kind = required if field.required else optional
-        kind[field.name] = values(hints[field.name])
+        is_given = field.required and field.name in personal_fields(event_type)
+        kind[field.name] = texts if is_given else values(hints[field.name])
     return st.fixed_dictionaries(required, optional=optional).map(lambda given: event_type(**given))
+
+
+REQUIRED = [
+    (each, field.name)
+    for each in DOMAIN
+    for field in msgspec.structs.fields(each)
+    if field.required and field.name in personal_fields(each)
+]
+
+
+@pytest.mark.parametrize(("event_type", "name"), REQUIRED)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_a_required_personal_field_is_only_missing_once_erased(
+    event_type: type[Event], name: str, data: st.DataObject
+) -> None:
+    """None can be read there, but not stored."""
+    event = msgspec.structs.replace(data.draw(events_of(event_type)), **{name: None})
+    with pytest.raises(InvalidEvent, match=f"data.{name}: is missing"):
+        encode_event(event)
 
 
 def stored_exactly(event: Event) -> tuple[object, ...]:

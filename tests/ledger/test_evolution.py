@@ -370,6 +370,10 @@ CHANGES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda fields: fields["action"]["values"].append("short"),
         "field 'action' may no longer be 'short'",
     ),
+    "no longer encrypted": (
+        lambda fields: fields["note"].update(personal=True),
+        "field 'note' is no longer personal: what is stored of it is encrypted",
+    ),
     "new and required": (
         lambda fields: fields.pop("action"),
         "field 'action' is new and has no default",
@@ -410,6 +414,15 @@ def test_what_is_compatible_is_only_to_be_recorded(folder: Path, field: str) -> 
     assert file.read_bytes().splitlines() == before
     assert problems(PARCELS, folder) == []
     assert write(PARCELS, folder) == []
+
+
+def test_a_field_that_may_be_none_now_is_only_to_be_recorded(folder: Path) -> None:
+    """Stored events have a value there; the other way round would need a new version."""
+    change_record(folder, lambda fields: fields["note"].update(type="str"))
+    [problem] = problems(PARCELS, folder)
+    assert problem.startswith("ParcelMoved: field 'note' is not recorded as it is now; run ")
+    write(PARCELS, folder)
+    assert problems(PARCELS, folder) == []
 
 
 def test_a_new_field_whose_default_says_something_needs_a_version(

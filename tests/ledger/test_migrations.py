@@ -20,12 +20,14 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from ledger.domain.users import UserRegistered
 from ledger.errors import InvalidEvent, SchemaMissing, StoreUnavailable
+from ledger.event import NewEvent
 from ledger.migrate import migrate
 from ledger.schema import metadata
 from ledger.settings import async_url
 from ledger.stores import Appended
-from tests.ledger.support import known_note, opened, settings_for, store_of
+from tests.ledger.support import an_id, known_note, opened, settings_for, store_of
 from tests.postgres import PostgresServer
 
 T = TypeVar("T")
@@ -142,6 +144,24 @@ def test_every_step_can_be_taken_back(empty_url: str) -> None:
         command.downgrade(config_for(empty_url), "-1")
         migrate(settings_for(empty_url), revision)
         assert look(empty_url, shape) == after
+
+
+def test_data_keys_are_not_taken_back(database_url: str) -> None:
+    """Without them nobody could read what was encrypted."""
+    asyncio.run(_encrypt(database_url))
+    with pytest.raises(RuntimeError, match="holds data keys"):
+        command.downgrade(config_for(database_url), "0005")
+    assert asyncio.run(_names(database_url)) == ["ann"]
+
+
+async def _encrypt(url: str) -> None:
+    async with opened(url) as journal:
+        await journal.append(NewEvent(UserRegistered(user_id=an_id(1), username="ann")))
+
+
+async def _names(url: str) -> list[Any]:
+    async with opened(url) as journal:
+        return [each.event.username async for each in journal.read()]  # type: ignore[attr-defined]
 
 
 def test_migrating_twice_changes_nothing(database_url: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from decimal import ROUND_HALF_EVEN, Decimal, DivisionByZero, localcontext
+from typing import Any
 from uuid import UUID, uuid5
 
 import msgspec
@@ -319,10 +320,11 @@ def protect(**fields: object) -> SetProtection:
 def test_an_open_position_is_protected(events: list[Event], levels: dict[str, str]) -> None:
     """The event names the open cycle, its book, and exactly the levels of the command."""
     [event] = decide(protect(**levels), after(events))
+    amounts: dict[str, Any] = {name: Amount(level) for name, level in levels.items()}
     assert event == ProtectionSet(
         position_id=after(events).position_id or an_id("none"),
         book=f"book:{USER}:SOL",
-        **{name: Amount(level) for name, level in levels.items()},
+        **amounts,
     )
 
 

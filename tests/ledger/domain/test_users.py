@@ -30,6 +30,8 @@ from ledger.domain.users import (
     EmailChanged,
     FinishLogin,
     Guesses,
+    HoldUser,
+    LegalHoldPlaced,
     Lock,
     LoginAttempted,
     LoginFailed,
@@ -191,6 +193,8 @@ def test_registering() -> None:
     assert user == User(
         is_known=True,
         is_active=True,
+        username_digest=name_digest("ann"),
+        email_digest=name_digest("ann@example.org"),
         email="ann@example.org",
         password_hash="hash",
         permissions=("trade",),
@@ -207,19 +211,13 @@ def test_registering() -> None:
 GOOD: dict[str, Any] = {"user_id": ID, "username": "ann"}
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"username": ""}, "RegisterUser.username: must not be empty"),
-    ({"username": " ann"}, "RegisterUser.username: ' ann' begins or ends with space"),
-    ({"username": "ann\t"}, "RegisterUser.username: 'ann\\t' begins or ends with space"),
+    ({"username": " ann"}, "RegisterUser.username: begins or ends with space"),
     ({"username": "a" * 256}, "RegisterUser.username: has 256 characters; at most 255 fit"),
-    (
-        {"username": "a\0b"},
-        "RegisterUser.username: 'a\\x00b' has characters that cannot be printed",
-    ),
-    ({"username": "a@b"}, "RegisterUser.username: 'a@b' has an @; give that as e-mail"),
+    ({"username": "a\0b"}, "RegisterUser.username: has characters that cannot be printed"),
+    ({"username": "a@b"}, "RegisterUser.username: has an @; give that as e-mail"),
     ({"email": ""}, "RegisterUser.email: must not be empty"),
-    *(
-        ({"email": email}, f"RegisterUser.email: {email!r} is not of the form name@host")
-        for email in ("ann", "@host", "ann@", "a@b@c", "a n@b")
-    ),
+    ({"email": "a b@c "}, "RegisterUser.email: begins or ends with space"),
+    ({"email": "ann"}, "RegisterUser.email: is not of the form name@host"),
     ({"permissions": ("a", "")}, "RegisterUser.permissions: must not be empty"),
     ({"permissions": ("a", "a")}, "RegisterUser.permissions: ('a', 'a') names something twice"),
     (
@@ -231,10 +229,23 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("fields", "message"), BAD, ids=[message for _, message in BAD])
 def test_what_nobody_can_have_is_invalid(fields: dict[str, Any], message: str) -> None:
-    """The error names command, field and what is wrong with the value."""
+    """The error names command, field and what is wrong with the value, but no personal value."""
     with pytest.raises(InvalidCommand) as wrong:
         RegisterUser(**(GOOD | fields))
     assert str(wrong.value) == message
+
+
+@pytest.mark.parametrize("email", ["@host", "ann@", "a@b@c", "a n@b"])
+def test_what_is_no_address_is_invalid(email: str) -> None:
+    """An e-mail has one @, something before and behind it, and no space."""
+    with pytest.raises(
+        InvalidCommand, match=r"^RegisterUser\.email: is not of the form name@host$"
+    ):
+        RegisterUser(**(GOOD | {"email": email}))
+    with pytest.raises(
+        InvalidCommand, match=r"^RegisterUser\.username: begins or ends with space$"
+    ):
+        RegisterUser(**(GOOD | {"username": "ann\t"}))
 
 
 def test_the_longest_values_are_fine() -> None:
@@ -267,15 +278,20 @@ CHANGES: list[tuple[Change, Event]] = [
     ),
     (
         ChangeEmail(user_id=ID, email="b@example.org"),
-        EmailChanged(user_id=ID, email="b@example.org", previous_email="ann@example.org"),
+        EmailChanged(
+            user_id=ID,
+            email="b@example.org",
+            previous_email="ann@example.org",
+            previous_email_digest=name_digest("ann@example.org"),
+        ),
     ),
     (
         ChangeEmail(user_id=ID, email=None),
-        EmailChanged(user_id=ID, previous_email="ann@example.org"),
-    ),
-    (
-        ChangeEmail(user_id=ID, email="Ann@example.org"),
-        EmailChanged(user_id=ID, email="Ann@example.org"),
+        EmailChanged(
+            user_id=ID,
+            previous_email="ann@example.org",
+            previous_email_digest=name_digest("ann@example.org"),
+        ),
     ),
     (
         ChangePermissions(user_id=ID, permissions=("b",)),
@@ -287,6 +303,7 @@ CHANGES: list[tuple[Change, Event]] = [
         Lock(user_id=ID, now=NOW, locked_until=NOW + TICK, reason="why"),
         AccountLocked(user_id=ID, locked_until=NOW + TICK, reason="why"),
     ),
+    (HoldUser(user_id=ID, reason="case 1"), LegalHoldPlaced(user_id=ID, reason="case 1")),
 ]
 
 
@@ -327,6 +344,8 @@ def test_what_changes_lead_to() -> None:
     assert user == User(
         is_known=True,
         is_active=False,
+        username_digest=name_digest("ann"),
+        email_digest=name_digest("b@x"),
         email="b@x",
         password_hash="c",
         password_changes=1,
@@ -335,8 +354,8 @@ def test_what_changes_lead_to() -> None:
     )
     assert evolve(user, UserReactivated(user_id=ID)).is_active
     gone = evolve(after(REGISTERED), UserErased(user_id=ID, reason="request"))
-    assert not gone.is_active
-    assert (gone.email, gone.password_hash, gone.is_erased) == (None, None, True)
+    assert gone == User(is_known=True, is_erased=True, permissions=("trade",), roles=("admin",))
+    assert evolve(gone, PasswordChanged(user_id=ID, password_hash="c")) == gone
     assert not evolve(gone, UserReactivated(user_id=ID)).is_active
     assert not after(UserReactivated(user_id=ID)).is_active
     assert (gone.standing, user.standing, User().standing) == ("erased", "deactivated", "unknown")

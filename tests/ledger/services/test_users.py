@@ -128,8 +128,8 @@ async def test_500_parallel_registrations_of_50_names(database_url: str) -> None
             *((one, two)[n % 2].users.register(username=f"user {n // 10}") for n in range(500)),
             return_exceptions=True,
         )
-        names = [e.username for e in await stored(one.journal) if isinstance(e, UserRegistered)]
-    assert sorted(names) == sorted(f"user {n}" for n in range(50))
+        names = {e.username for e in await stored(one.journal) if isinstance(e, UserRegistered)}
+    assert names == {f"user {n}" for n in range(50)}
     assert Counter(type(outcome).__name__ for outcome in found) == {
         "Registered": 50,
         "TagTaken": 450,
@@ -174,7 +174,7 @@ async def test_an_old_hash_is_upgraded(ledger: Ledger, clock: Clock) -> None:
     assert len(login.appended.offsets) == 2
     [changed] = [e for e in await stored(ledger.journal) if isinstance(e, PasswordChanged)]
     assert changed.upgraded
-    assert changed.password_hash.startswith("$argon2id$")
+    assert (changed.password_hash or "").startswith("$argon2id$")
     assert (await right(ledger)).succeeded
     assert (await kinds(ledger.journal))["PasswordChanged"] == 1
 
@@ -196,12 +196,13 @@ async def test_a_lock_is_right_to_the_microsecond(ledger: Ledger, clock: Clock, 
         assert (await wrong(ledger, name)).locked_until is None
     assert (await right(ledger, name)).succeeded == (name == "ann")
     locks = [e for e in await stored(ledger.journal) if isinstance(e, AccountLocked)]
+    digest = name_digest("nobody", await ledger.journal.privacy.name_key())
     assert locks[0] == AccountLocked(
         user_id=ann if name == "ann" else None,
         locked_until=until,
         reason="5 failed logins",
         username=None if name == "ann" else "no…",
-        name_digest=None if name == "ann" else name_digest("nobody"),
+        name_digest=None if name == "ann" else digest,
     )
 
 
@@ -244,7 +245,8 @@ async def test_a_stranger_cannot_be_told_from_a_user(database_url: str) -> None:
         streams: dict[str, list[str]] = {}
         for recorded in await read_all(ledger.journal, begin):
             streams.setdefault(recorded.stream, []).append(recorded.type)
-    stranger = f"login-{name_digest('nobody')}"
+        name_key = await ledger.journal.privacy.name_key()
+    stranger = f"login-{name_digest('nobody', name_key)}"
     assert set(streams) == {user_stream(ann), user_stream(bob), stranger}
     assert list(streams.values()) == [["LoginAttempted", "LoginFailed"] * 9] * 3
     for name in ("ann", "bob"):

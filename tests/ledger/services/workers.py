@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Sequence
 from datetime import timedelta
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from unittest import mock
+from uuid import UUID
 
 from tests.ledger.services.support import Watched, a_ledger
 from tests.ledger.support import START, Clock
@@ -46,3 +50,18 @@ async def _use_at(
             clock.now = START + timedelta(seconds=moment)
             uses = (ledger.api_keys.use(presented=key, action="GET") for _ in range(count))
             await asyncio.gather(*uses)
+
+
+def die_while_erasing(url: str, user_id: UUID) -> None:
+    """Erase a user, and be killed when the event is stored and the data key is not destroyed."""
+    asyncio.run(_die_while_erasing(url, user_id))
+
+
+async def _die_while_erasing(url: str, user_id: UUID) -> None:
+    async def killed(_: str) -> bool:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return False
+
+    async with a_ledger(url) as ledger:
+        with mock.patch.object(ledger.journal.privacy, "destroy", killed):
+            await ledger.users.erase(user_id=user_id, reason="request")

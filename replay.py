@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated
@@ -15,6 +16,7 @@ from projections.bundling import bundle
 from projections.cli import JournalOption, opened
 from projections.groups import GROUPS, POSTINGS, TRADING
 from projections.points import InvalidRequest, Point, Request, parsed_time, point_of, root_at
+from projections.published import open_published
 from projections.rebuilding import commands
 from projections.rendering import as_text, plain
 from projections.replaying_commands.as_of import as_of
@@ -27,6 +29,7 @@ from projections.replaying_commands.shared import (
     print_aligned,
 )
 from projections.reports import cli as reports_cli
+from projections.splicing import Spliced
 from projections.trial_balance import TrialBalance, folded_balance, live_balance
 from projections.verification import SHOWN_MAX, Verified
 from projections.verification import verify as verify_tables
@@ -57,18 +60,28 @@ def verify(
     key: Annotated[
         str | None, typer.Option(metavar="VKEY", help="The log's public key, with --log.")
     ] = None,
+    tables: Annotated[
+        bool,
+        typer.Option("--tables", help="With --log: compare the database's tables with it as well."),
+    ] = False,
     journal: JournalOption = None,
 ) -> None:
     """Fold the journal afresh and compare every row and column with the live tables.
 
     Before that the events are compared with what was sealed. With --log a published log is checked
-    by itself, without a database; `python -m ledger.proof.verifier` does the same and more.
+    by itself, without a database; `python -m ledger.proof.verifier` does the same and more. With
+    --tables also, the log's events are then folded, and after them those of the database that are
+    not published yet, and the tables compared with that.
     """
     if (log is None) != (key is None):
         raise InvalidRequest("--log and --key go together")
+    if tables and log is None:
+        raise InvalidRequest("--tables goes with --log; without it tables are always compared")
     if log is not None and key is not None:
-        raise typer.Exit(verifier.main(["--log", str(log), "--key", key]))
-    result = console.run(_verify(journal))
+        code = verifier.main(["--log", str(log), "--key", key])
+        if code or not tables:
+            raise typer.Exit(code)
+    result = console.run(_verify(journal, log, key))
     if result.sealed is not None:
         print(result.sealed)
     if not result.is_unsealed:
@@ -104,10 +117,16 @@ def _print_poisoned(result: Verified) -> None:
         print(f"not verified: {len(result.parked) - SHOWN_MAX:,} more parked keys")
 
 
-async def _verify(name: str | None) -> Verified:
-    async with opened(name) as (journal, database):
+async def _verify(name: str | None, log: Path | None, key: str | None) -> Verified:
+    async with contextlib.AsyncExitStack() as stack:
+        journal, database = await stack.enter_async_context(opened(name))
+        source = None
+        if log is not None:
+            keys = journal.privacy.keys
+            published = await stack.enter_async_context(open_published(log, key, keys=keys))
+            source = Spliced(published, journal, await published.size())
         with console.folding(None) as advanced:
-            return await verify_tables(database, journal, GROUPS.values(), advanced)
+            return await verify_tables(database, journal, GROUPS.values(), advanced, source)
 
 
 @app.command("trial-balance")

@@ -69,6 +69,9 @@ without, {stop}.
 | the SHA-256 of each file outside of the log's tree, signed with the log's key | `manifest` |
 | the program that checks it all, as Python source | `check.py`, `verifier/` |
 
+Personal data stand encrypted in `log/`. `reports/` and `tables/` show those of people who were not
+erased when the bundle was made.
+
 ## How to check it
 
 Unpack the archive into an empty folder (`python -m zipfile -e ARCHIVE .`) and there, with

@@ -19,9 +19,10 @@ from rich.table import Table
 from ledger import console
 from ledger.errors import InvalidEvent, JournalNotFound
 from ledger.journal import Journal, open_journal
+from ledger.journals import Journals
 from ledger.proof.witnessing import check_witnessed
 from ledger.stores.opening import open_store
-from projections import checking, leases, parking, retrying
+from projections import checking, leases, parking, retrying, scrubbing
 from projections.checking import STEPS
 from projections.database import Database
 from projections.flagged import Flagged, flagged
@@ -32,8 +33,11 @@ from projections.lanes import Place
 from projections.parking import ParkedKey, SkippedEvent
 from projections.projector import BATCH_SIZE, Projector
 from projections.reactor import MARK_AGE_SECONDS, Reactor
+from projections.rebuilding.showing import Shown
+from projections.rebuilding.work import Options
 from projections.reporting import Reporter
 from projections.retrying import Retried
+from projections.scrubbing import WAIT_SECONDS, Scrubbed
 from projections.waiting import outlast_outages
 from projections.worker import Worker
 
@@ -385,6 +389,57 @@ async def _skip(
             return await retrying.skip(database, journal, group, place, reason, actor, advanced)
 
 
+@app.command()
+def scrub(
+    yes: Annotated[bool, typer.Option("--yes", help="Do it without asking.")] = False,
+    wait_seconds: Annotated[
+        float, typer.Option(min=0, help="Wait so long for projectors, and for what others hold.")
+    ] = WAIT_SECONDS,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Processes that fold. [default: one for each processor]"),
+    ] = None,
+    journal: JournalsOption = None,
+) -> None:
+    """Remove what was erased from the database's files, while all others go on.
+
+    Tables with personal columns are folded afresh and swapped in; the old ones, all that were kept
+    and the snapshots of such tables are dropped; statistics and what else is kept are rewritten.
+    With --journal the erasures of others need not be complete. It can be run again at any time.
+    """
+    if not yes and not _is_confirmed():
+        raise InvalidEvent(
+            "kept tables and snapshots will be dropped: say so with --yes", field="scrub"
+        )
+    watch, settings = Shown(accept=False), console.load_settings()
+    options = Options(workers=workers or Options().workers)
+    with watch.shown():
+        found = console.run(
+            scrubbing.scrub(
+                settings, journal, options=options, wait_seconds=wait_seconds, watch=watch
+            )
+        )
+    _print_scrubbed(found)
+
+
+def _is_confirmed() -> bool:
+    question = "Kept tables and snapshots will be dropped. Go on?"
+    return sys.stdin.isatty() and typer.confirm(question, err=True)
+
+
+def _print_scrubbed(found: Scrubbed) -> None:
+    if not found.erased:
+        print("nobody is erased: nothing to scrub")
+        return
+    for note in found.notes:
+        print(f"note: {note}")
+    withheld = f", {found.errors_withheld:,} errors withheld" if found.errors_withheld else ""
+    print(
+        f"scrubbed: {', '.join(found.tables)} made afresh for {found.erased:,} erased, "
+        f"{found.snapshots:,} snapshots dropped{withheld}"
+    )
+
+
 @contextlib.asynccontextmanager
 async def opened(name: str | None) -> AsyncIterator[tuple[Journal, Database]]:
     """Open the journal and the read side's database."""
@@ -396,14 +451,16 @@ async def opened(name: str | None) -> AsyncIterator[tuple[Journal, Database]]:
 @contextlib.asynccontextmanager
 async def opened_all(names: Sequence[str] | None) -> AsyncIterator[list[Journal]]:
     """Open the journals of these names, all of the database without any."""
-    store = open_store(console.load_settings())
-    try:
-        found = await store.journals()
-        if missing := sorted(set(names or ()) - {info.name for info in found}):
+    settings = console.load_settings()
+    async with contextlib.AsyncExitStack() as stack:
+        store = open_store(settings)
+        stack.push_async_callback(store.close)
+        journals = Journals(settings, store)
+        stack.push_async_callback(journals.close)
+        found = await journals.all()
+        if missing := sorted(set(names or ()) - {each.name for each in found}):
             raise JournalNotFound(missing[0])
-        yield [Journal(store, info) for info in found if not names or info.name in names]
-    finally:
-        await store.close()
+        yield [each for each in found if not names or each.name in names]
 
 
 async def checked(database: Database) -> None:

@@ -220,6 +220,7 @@ def _make_engine(url: URL, settings: Settings, connect_options: dict[str, Any]) 
         pool_size=settings.pool_size,
         max_overflow=settings.pool_overflow,
         pool_recycle=RECYCLE_SECONDS,
+        hide_parameters=True,  # rows hold personal data, and errors are logged
         json_serializer=partial(json.dumps, sort_keys=True, separators=(",", ":")),
     )
     if url.get_backend_name() == "sqlite":

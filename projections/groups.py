@@ -18,7 +18,7 @@ TRADING = Group(
     positions,
     orders,
     security_audit_logs,
-    fold_version="2",
+    fold_version="3",
     slicing=Slicing(owner="user_id", tables=("positions", "orders")),
 )
 """The five tables with foreign keys between them: a join of them is always at one size."""

@@ -33,6 +33,20 @@ FAR_AHEAD_LEASES = 10
 """A lease that ends later than this was given before the database's clock stepped back."""
 _columns = checkpoints.c
 
+# A driver sends a statement that is new to it in two parts, and the server waits for the second one
+# as in the middle of a statement: no timeout ends that, nor the sending of rows that nobody takes.
+_END_FROZEN = sa.text("""
+    SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity AS a
+    WHERE a.datname = current_database() AND a.usename = current_user
+        AND a.pid <> pg_backend_pid() AND a.state = 'active'
+        AND a.state_change < clock_timestamp() - make_interval(secs => CASE a.wait_event
+            WHEN 'ClientRead' THEN CAST(:silent AS float8)
+            WHEN 'ClientWrite' THEN CAST(:unread AS float8) END)
+        AND EXISTS (SELECT FROM pg_locks AS l WHERE l.pid = a.pid AND l.granted
+            AND l.locktype = 'relation' AND l.mode <> 'AccessShareLock'
+            AND l.relation IN (to_regclass('checkpoints'), to_regclass('workers')))
+        AND NOT EXISTS (SELECT FROM pg_stat_progress_copy AS c WHERE c.pid = a.pid)""")
+
 
 class Lease(msgspec.Struct, frozen=True):
     """A worker's right to move the checkpoint of a pair, as long as the pair has its epoch."""
@@ -101,12 +115,25 @@ class WorkerReplaced(LedgerError):
         )
 
 
+class ProgramFrozen(LedgerError):
+    """The server has ended sessions whose program stood still with others' rows locked."""
+
+    exit_code = 3
+
+    def __init__(self, count: int) -> None:
+        super().__init__(
+            f"ended {count} session(s) of a program that has the checkpoints or workers locked and "
+            "does not answer; find out what has stopped it (a paused machine, a debugger, SIGSTOP)"
+        )
+
+
 async def bound(connection: AsyncConnection, seconds: float, lock_seconds: float = 0) -> None:
     """Let the server end this transaction when its client falls silent for so long.
 
-    A client that is frozen while it holds a row's lock would hold it for ever otherwise.
-    `lock_seconds` bounds each wait for a lock; 0 leaves that to the statement's time. SQLite cannot
-    do this; there other processes report the one that does not let go of its turn.
+    A client that is frozen while it holds a row's lock would hold it for ever otherwise; for one
+    that is frozen in the middle of a statement there is `end_frozen`. `lock_seconds` bounds each
+    wait for a lock; 0 leaves that to the statement's time. SQLite cannot do this; there other
+    processes report the one that does not let go of its turn.
     """
     if connection.dialect.name == "sqlite":
         return
@@ -114,6 +141,20 @@ async def bound(connection: AsyncConnection, seconds: float, lock_seconds: float
     settings = {name: f"{value * 1000:.0f}" for name, value in wanted.items() if value}
     local = [sa.func.set_config(name, value, sa.true()) for name, value in settings.items()]
     await connection.execute(sa.select(*local))
+
+
+async def end_frozen(connection: AsyncConnection, seconds: float, answer_seconds: float) -> int:
+    """End this role's sessions that lock checkpoints or workers and wait for a silent client.
+
+    That is one that has begun a statement and not gone on with it for `seconds`, or takes no rows
+    for `answer_seconds`, longer than any statement may last. Returns how many there were. On SQLite
+    nobody can do this.
+    """
+    if connection.dialect.name == "sqlite":
+        return 0
+    values = {"silent": seconds, "unread": answer_seconds}
+    ended = await connection.execute(_END_FROZEN, values)
+    return sum(ended.scalars())
 
 
 async def register(connection: AsyncConnection, worker_id: str, seconds: float) -> datetime:
@@ -164,9 +205,11 @@ async def unregister(connection: AsyncConnection, worker_id: str, started_at: da
 
 
 async def forget_dead(connection: AsyncConnection, seconds: float) -> None:
-    """Remove the names of workers that died long ago."""
+    """Remove the names of workers that died long ago, but of none whose row is locked."""
     long_ago = time_now(connection.dialect, -FORGOTTEN_AFTER_LEASES * seconds)
-    await connection.execute(workers.delete().where(workers.c.expires_at < long_ago))
+    dead = sa.select(workers.c.worker_id).where(workers.c.expires_at < long_ago)
+    unlocked = dead.with_for_update(skip_locked=True)
+    await connection.execute(workers.delete().where(workers.c.worker_id.in_(unlocked)))
 
 
 async def live_workers(connection: AsyncConnection) -> list[str]:

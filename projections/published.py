@@ -17,6 +17,7 @@ from ledger.codec import decode_bodies
 from ledger.errors import LedgerError
 from ledger.event import RecordedEvent
 from ledger.journal import CHUNK_SIZE, Journal
+from ledger.keyring import Keyring
 from ledger.lens import Lens
 from ledger.proof.entries import EntryInvalid, parse_named, raw_of
 from ledger.proof.folders import Folder
@@ -36,6 +37,8 @@ from ledger.proof.tiles import (
     split_hashes,
     tile_path,
 )
+from ledger.security.data_keys import DataKeys
+from ledger.settings import Settings
 from ledger.stores import (
     JournalInfo,
     Outcome,
@@ -48,6 +51,7 @@ from ledger.stores import (
     StoredEvent,
 )
 from ledger.stores.search import last_recorded
+from ledger.stores.subject_keys import NoKeys
 from ledger.stores.wakeups import Hub, Wakeups
 
 JOURNAL_ID = 1
@@ -72,19 +76,30 @@ class ReadOnlyJournal(LedgerError):
 
 @contextlib.asynccontextmanager
 async def open_published(
-    directory: str | Path, key: VerifierKey | str | None = None
+    directory: str | Path,
+    key: VerifierKey | str | None = None,
+    settings: Settings | None = None,
+    keys: DataKeys | None = None,
 ) -> AsyncIterator[PublishedJournal]:
     """Open the journal in a published log, a directory or a URL, at its signed checkpoint.
 
     With `key` that must be signed by it; without, only that the log is sound in itself is checked.
     What is not what was signed raises PublishedLogInvalid, at once or when it is read; a folder
     that cannot be read FolderUnavailable, and a key that is none NoteInvalid.
+
+    Data keys are not published: all personal fields are as if erased, unless `settings` name a
+    database of data keys, or `keys` are given.
     """
     store = await PublishedStore.open(
         Folder(directory), VerifierKey.parse(key) if isinstance(key, str) else key
     )
     [info] = await store.journals()
-    yield PublishedJournal(store, info)
+    async with contextlib.AsyncExitStack() as stack:
+        if keys is None:
+            keyring = Keyring(settings or Settings(), store)
+            stack.push_async_callback(keyring.close)
+            keys = keyring.keys_of(info.name)
+        yield PublishedJournal(store, info, keys)
 
 
 class PublishedJournal:
@@ -93,12 +108,16 @@ class PublishedJournal:
     It has no index of streams and tags: what needs one folds all events instead.
     """
 
-    def __init__(self, store: PublishedStore, info: JournalInfo) -> None:
-        """Take the store and its one journal."""
+    def __init__(
+        self, store: PublishedStore, info: JournalInfo, keys: DataKeys | None = None
+    ) -> None:
+        """Take the store, its one journal, and the data keys, none by default."""
         self.store = store
         self.journal_id = info.journal_id
         self.name = info.name
-        self._journal = Journal(store, info)
+        self.url = store.url
+        self._journal = Journal(store, info, keys=keys)
+        self.privacy = self._journal.privacy
 
     def read_chunks(
         self, start: int = 0, stop: int | None = None, *, chunk_size: int = CHUNK_SIZE
@@ -143,6 +162,11 @@ class PublishedStore:
         if store._log.size:
             await store._bundle(0)
         return store
+
+    @property
+    def url(self) -> str:
+        """Where the log is published."""
+        return self._log.url
 
     async def _bundle(self, index: int) -> list[StoredEvent]:
         """Return the events of a bundle, of which the last few are kept."""
@@ -190,23 +214,20 @@ class PublishedStore:
         ]
 
     async def read_packed(
-        self, journal_id: int, start: int, stop: int, ignored: Sequence[str], *, envelope: bool
+        self,
+        journal_id: int,
+        start: int,
+        stop: int,
+        ignored: Sequence[str],
+        *,
+        envelope: bool,
+        streams_of: Sequence[str] = (),
     ) -> PackedEvents:
         """Return the events but those of ignored types, in order, packed."""
         unwanted = frozenset(ignored)
         events = await self._events(start, stop)
         kept = [each for each in events if each.type not in unwanted]
-        return PackedEvents(
-            [each.offset for each in kept],
-            b"[" + b",".join(each.body for each in kept) + b"]",
-            [str(each.event_id) for each in kept],
-            [each.occurred_at for each in kept],
-            [each.recorded_at for each in kept],
-            [each.stream for each in kept] if envelope else None,
-            b"[" + b",".join(each.metadata or b"{}" for each in kept) + b"]" if envelope else None,
-            len(events),
-            [each.schema_version for each in kept],
-        )
+        return _packed(kept, len(events), envelope=envelope)
 
     async def read_raw(self, journal_id: int, start: int, stop: int) -> RawEvents:
         """Return the events between two offsets, in order, as they are sealed."""
@@ -215,6 +236,15 @@ class PublishedStore:
     def sealed(self, journal_id: int) -> PublishedLog:
         """Return the log itself."""
         return self._log
+
+    @property
+    def losses(self) -> int:
+        """How often a connection was lost while it appended: there is none."""
+        return 0
+
+    def subject_keys(self, journal: str) -> NoKeys:
+        """Return no data keys: they are not published."""
+        return NoKeys()
 
     async def read_stream(
         self, journal_id: int, stream: str, after_version: int, limit: int
@@ -229,6 +259,38 @@ class PublishedStore:
     ) -> list[StoredEvent]:
         """Return up to `limit` events that carry a tag above an offset; the log is searched."""
         return await self._search(after_offset + 1, limit, lambda event: tag in _tags_of(event))
+
+    async def read_packed_stream(
+        self,
+        journal_id: int,
+        stream: str,
+        after_version: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return what `read_stream` does, below `stop`, packed."""
+        found = await self.read_stream(journal_id, stream, after_version, limit)
+        kept = [each for each in found if each.offset < stop]
+        last = kept[-1].version if kept else 0
+        return _packed(kept, len(kept), envelope=envelope, last=last)
+
+    async def read_packed_tagged(
+        self,
+        journal_id: int,
+        tag: str,
+        after_offset: int,
+        limit: int,
+        *,
+        stop: int,
+        envelope: bool,
+    ) -> PackedEvents:
+        """Return what `read_tagged` does, below `stop`, packed."""
+        found = await self.read_tagged(journal_id, tag, after_offset, limit)
+        kept = [each for each in found if each.offset < stop]
+        last = kept[-1].offset if kept else 0
+        return _packed(kept, len(kept), envelope=envelope, last=last)
 
     async def _search(
         self, start: int, limit: int, wanted: Callable[[StoredEvent], bool]
@@ -490,6 +552,24 @@ class PublishedLog:
     async def drop(self, checkpoint: SignedCheckpoint) -> NoReturn:
         """Refuse."""
         raise ReadOnlyJournal(f"{self.url} is a published log; what is published stays")
+
+
+def _packed(
+    events: Sequence[StoredEvent], count: int, *, envelope: bool, last: int = 0
+) -> PackedEvents:
+    metadata = b",".join(each.metadata or b"{}" for each in events)
+    return PackedEvents(
+        [each.offset for each in events],
+        b"[" + b",".join(each.body for each in events) + b"]",
+        [str(each.event_id) for each in events],
+        [each.occurred_at for each in events],
+        [each.recorded_at for each in events],
+        [each.stream for each in events],
+        b"[" + metadata + b"]" if envelope else None,
+        count,
+        [each.schema_version for each in events],
+        last,
+    )
 
 
 def _tags_of(stored: StoredEvent) -> set[str]:

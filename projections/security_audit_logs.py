@@ -34,6 +34,8 @@ from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
     EmailChanged,
+    LegalHoldLifted,
+    LegalHoldPlaced,
     LoginAttempted,
     LoginFailed,
     LoginSucceeded,
@@ -45,7 +47,7 @@ from ledger.domain.users import (
     UserReactivated,
     UserRegistered,
 )
-from ledger.event import Event, RecordedEvent
+from ledger.event import Event, RecordedEvent, personal_fields
 from projections.model import ReadModel, refers_to
 from projections.numbers import TEXT_CHARS_MAX
 from projections.projection import Projection, State
@@ -63,6 +65,8 @@ ACTIONS: dict[type[Event], str] = {
     AccountUnlocked: "unlock",
     UserDeactivated: "deactivate",
     UserReactivated: "reactivate",
+    LegalHoldPlaced: "hold",
+    LegalHoldLifted: "release_hold",
     UserErased: "erase",
     ApiKeyIssued: "issue_key",
     ApiKeyRotated: "rotate_key",
@@ -101,7 +105,11 @@ OWNERS = {"key_id": "api_keys", "order_id": "orders", "position_id": "positions"
 
 USES = (ApiKeyUsed, ApiKeyRefused)
 
-SECRETS = ("type", "password_hash", "key_hash")
+SECRETS = ("password_hash", "key_hash")
+
+DIGESTS = ("username_digest", "email_digest", "previous_email_digest")
+
+LEFT_OUT = ("type", *SECRETS, *DIGESTS)
 
 ORIGINS = ("actor", "correlation_id", "causation_id")
 """What `details` holds of an event's metadata beside its own fields, where it is given."""
@@ -112,7 +120,8 @@ class SecurityAuditLog(ReadModel):
 
     `details` also names actor, correlation and causation where they are known. `user_id` is NULL
     where no such user is known; `details` then tells whom the event named. Texts that are too long
-    for an indexed column are cut.
+    for an indexed column are cut. What was erased of a person is left out, and `details` names it
+    in `erased`, the `ip_address` too.
     """
 
     __tablename__ = "security_audit_logs"
@@ -202,9 +211,16 @@ def _details(recorded: RecordedEvent) -> dict[str, Any]:
     """Return the event's fields as they would be stored today, without secrets, and who acted."""
     kind, version = recorded.event.kind, recorded.schema_version
     fields: dict[str, Any] = _decode(todays_body(recorded.body, kind, version, recorded.offset))
-    for secret in SECRETS:
-        fields.pop(secret, None)
+    for name in personal_fields(kind):
+        # The body has them encrypted.
+        fields[name] = getattr(recorded.event, name)
+        if fields[name] is None:
+            del fields[name]
+    for name in LEFT_OUT:
+        fields.pop(name, None)
     for name in ORIGINS:
         if (value := getattr(recorded.metadata, name)) is not None:
             fields[name] = str(value)
+    if erased := sorted(set(recorded.erased).difference(SECRETS)):
+        fields["erased"] = erased
     return fields

@@ -1,8 +1,9 @@
 """Kept states of groups: what a fold of the first N events has led to, so that the rest is enough.
 
 A snapshot is good for one fold of one history. It is bound to three hashes: of the fold, of the
-events that are left out of it, and of the last event that is in it. Where one of them is another by
-now the snapshot is ignored; so it is where a chunk of it is missing or damaged.
+events that are left out of it, and of the last event that is in it; and, where the fold sees
+personal data, to how many people were erased. Where one of them is another by now the snapshot is
+ignored; so it is where a chunk of it is missing or damaged.
 
 What is kept are the rows as the fold has them in memory, before derived columns are set, of all
 tables but those that go with an append-only one. They stand in their order, on which look-ups
@@ -32,6 +33,7 @@ from projections.dialects import insert
 from projections.fold import Group
 from projections.fold_hash import fold_hash
 from projections.groups import GROUPS
+from projections.people import keys_forgotten, sees_people
 from projections.projection import Rows, State, itself
 from projections.replaying import fold_prefix
 from projections.snapshot_format import FORMAT, AsId, Damaged, pack, unpack
@@ -39,7 +41,7 @@ from projections.snapshot_format import FORMAT, AsId, Damaged, pack, unpack
 UNFINISHED = ""
 """Stands for the hash of a snapshot that is not whole yet."""
 
-_HASH_CHARS = 32
+_HASH_CHARS = 28
 
 
 class SnapshotRefused(LedgerError):
@@ -83,26 +85,35 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Binding(msgspec.Struct, frozen=True):
-    """What a snapshot is good for: hashes of the fold, of what it leaves out, of its last event."""
+    """What a snapshot is good for: hashes of the fold, of what it leaves out, of its last event.
+
+    `erasures` counts the people that are erased; it is None where the fold sees nothing of people.
+    """
 
     fold: str
     left_out: str
     last_event: str
+    erasures: int | None
 
     def __str__(self) -> str:
-        return f"{self.fold}.{self.left_out}.{self.last_event}"
+        bound = f"{self.fold}.{self.left_out}.{self.last_event}"
+        return bound if self.erasures is None else f"{bound}.{self.erasures}"
 
     def differs(self, stored: str) -> str | None:
         """Return why a snapshot that was stored with this text is not used, None if it is."""
         if stored == UNFINISHED:
             return "unfinished: it is being taken, or that was broken off"
         fold, _, rest = stored.partition(".")
-        left_out, _, last_event = rest.partition(".")
+        left_out, _, rest = rest.partition(".")
+        last_event, _, erasures = rest.partition(".")
         if fold != self.fold:
             return "the fold has changed"
         if left_out != self.left_out:
             return "other events are skipped or parked now"
-        return None if last_event == self.last_event else "its last event is another now"
+        if last_event != self.last_event:
+            return "its last event is another now"
+        is_before = self.erasures is not None and erasures != str(self.erasures)
+        return "it is from before an erasure" if is_before else None
 
 
 def is_kept(part: Group) -> bool:
@@ -204,7 +215,9 @@ async def _binding(
         msgspec.json.encode(await _left_out(connection, journal, part, size)),
         msgspec.json.encode(events),
     )
-    return Binding(*(sha256(each).hexdigest()[:_HASH_CHARS] for each in bound))
+    fold, left_out, last_event = (sha256(each).hexdigest()[:_HASH_CHARS] for each in bound)
+    erasures = await journal.privacy.erasures() if sees_people(part) else None
+    return Binding(fold, left_out, last_event, erasures)
 
 
 async def _left_out(
@@ -271,11 +284,14 @@ async def take(
 ) -> Snapshot:
     """Keep the state of a group at `size`, by default at the journal's end; return what is kept.
 
-    It begins at the latest usable snapshot, and leaves one that is at this size as it is.
+    It begins at the latest usable snapshot, and leaves one that is at this size as it is. Right
+    after an erasure it waits until this process has forgotten all data keys that it had before.
     `advanced` is told how many events were folded, `written` how many chunks were stored. Raises
     SnapshotRefused.
     """
     part, size = await _checked(journal, group, size)
+    if sees_people(part):
+        await keys_forgotten(journal, database.settings.key_cache_seconds)
     async with database.snapshot() as connection:
         binding = await _binding(connection, journal, part, size)
         rulings = await parking.rulings(connection, journal.journal_id, part)
@@ -356,7 +372,7 @@ class Taking:
             if str(now) != binding:
                 raise SnapshotRefused(
                     f"events of {self._part.name!r} were skipped or parked while its snapshot was "
-                    "taken; take it again"
+                    "taken, or people erased; take it again"
                 )
             done = sa.update(snapshots).where(self._key.is_of(snapshots))
             await connection.execute(done.values(fold_hash=binding, rows=rows))

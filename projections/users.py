@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Index
+from sqlalchemy import Index, false
 from sqlalchemy.orm import Mapped, mapped_column, relationship
 
 from ledger.domain.users import (
@@ -36,6 +36,9 @@ ADMIN = "admin"
 class User(TimedModel):
     """A user. Personal columns are NULL after an erasure, and where a text is too long for them.
 
+    Once the data are gone, `is_erased` is true at whatever point in time one asks, from the
+    registration on; `is_active` is what it was then.
+
     `failed_login_attempts` counts as the decider does: failures of checked passwords since the last
     success, unlock or lock that is over. During a lock it is the number that led to it.
     """
@@ -52,6 +55,7 @@ class User(TimedModel):
     locked_until: Mapped[datetime | None]
     last_login: Mapped[datetime | None]
     is_active: Mapped[bool] = mapped_column(default=True)
+    is_erased: Mapped[bool] = mapped_column(default=False, server_default=false(), sort_order=101)
 
     api_keys: Mapped[list[Any]] = relationship("ApiKey", viewonly=True, lazy="raise")
     positions: Mapped[list[Any]] = relationship("Position", viewonly=True, lazy="raise")
@@ -73,17 +77,21 @@ class User(TimedModel):
         return self.locked_until is not None and self.locked_until > datetime.now(UTC)
 
     def has_permission(self, permission: str) -> bool:
-        """Whether the user is active and has the permission."""
-        return self.is_active and permission in self.permissions
+        """Whether the user is active, not erased, and has the permission."""
+        return self._may_act and permission in self.permissions
 
     def has_role(self, role: str) -> bool:
-        """Whether the user is active and has the role."""
-        return self.is_active and role in self.roles
+        """Whether the user is active, not erased, and has the role."""
+        return self._may_act and role in self.roles
 
     @property
     def has_admin_role(self) -> bool:
         """Whether the user is active and an administrator."""
         return self.has_role(ADMIN)
+
+    @property
+    def _may_act(self) -> bool:
+        return self.is_active and not self.is_erased
 
 
 users = Projection(User)
@@ -104,6 +112,7 @@ def _registered(state: State, recorded: RecordedEvent, event: UserRegistered) ->
             password_hash=short(event.password_hash),
             permissions=list(event.permissions),
             roles=list(event.roles),
+            is_erased="username" in recorded.erased,
         )
 
 
@@ -133,9 +142,9 @@ def _changed(state: State, recorded: RecordedEvent, event: AnyUserEvent) -> None
 def _change(row: User, occurred_at: datetime, event: AnyUserEvent) -> None:
     match event:
         case PasswordChanged():
-            row.password_hash = short(event.password_hash)
+            row.password_hash = None if row.is_erased else short(event.password_hash)
         case EmailChanged():
-            row.email = short(event.email)
+            row.email = None if row.is_erased else short(event.email)
         case PermissionsChanged():
             row.permissions = list(event.permissions)
         case RolesChanged():
@@ -149,12 +158,7 @@ def _change_access(row: User, occurred_at: datetime, event: AnyUserEvent) -> Non
         case LoginSucceeded():
             row.last_login = occurred_at
         case UserDeactivated() | UserReactivated():
-            row.is_active = isinstance(event, UserReactivated) and not _is_erased(row)
+            row.is_active = isinstance(event, UserReactivated)
         case UserErased():
             row.username = row.email = row.password_hash = None
-            row.is_active = False
-
-
-def _is_erased(row: User) -> bool:
-    """Whether the name was taken away; one too long for the column counts as such, to be safe."""
-    return row.username is None
+            row.is_active, row.is_erased = False, True

@@ -20,9 +20,10 @@ from projections.database import Database
 from projections.fold import Group
 from projections.model import ReadModel, values_of
 from projections.parking import ParkedKey, SkippedEvent
+from projections.people import WITHHELD, is_withheld
 from projections.projection import Projection, State
 from projections.rendering import as_text
-from projections.replaying import fold_prefix
+from projections.replaying import Readable, fold_prefix
 
 SHOWN_MAX = 20
 ROWS_AT_ONCE = 1000
@@ -98,15 +99,19 @@ async def verify(
     journal: Journal,
     groups: Iterable[Group],
     advanced: Callable[[int], None] = lambda _: None,
+    source: Readable | None = None,
 ) -> Verified:
-    """Compare the tables of `groups` with the journal, each group at its checkpoint."""
+    """Compare the tables of `groups` with the journal, each group at its checkpoint.
+
+    The events are those of `source`, if it is given, in place of the database's.
+    """
     result = Verified(sealed=await _compare_seal(database.settings, journal, advanced))
     for group in () if result.is_unsealed else groups:
         async with database.snapshot() as connection:
             checkpoint = await checkpoints.read(connection, journal.journal_id, group)
             size = await _compare_checkpoint(journal, group, checkpoint, result)
             rulings = await parking.rulings(connection, journal.journal_id, group)
-            state = await fold_prefix(journal, group, size, advanced, rulings=rulings)
+            state = await fold_prefix(source or journal, group, size, advanced, rulings=rulings)
             result.sizes[group.name] = size
             result.skipped += await parking.skipped(connection, journal.journal_id, group, size)
             await _compare_parking(connection, group, state, result)
@@ -195,7 +200,9 @@ def _compare_row(
         return
     for column, value in values_of(row).items():
         if live[column] != value:
-            yield Difference(projection.name, key, column, as_text(value), as_text(live[column]))
+            is_gone = is_withheld(projection.name, column, value)
+            found = WITHHELD if is_gone else as_text(live[column])
+            yield Difference(projection.name, key, column, as_text(value), found)
 
 
 async def _live_rows(

@@ -21,7 +21,7 @@ from uuid import uuid4
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.errors import JournalNotFound, LedgerError, StoredEventInvalid
-from ledger.journal import Journal
+from ledger.journals import Journals
 from ledger.proof.witnessing import check_witnessed
 from ledger.settings import Settings
 from ledger.stores import JournalInfo, Store
@@ -31,7 +31,14 @@ from projections.checkpoints import FoldChanged
 from projections.database import Database
 from projections.fold import Group
 from projections.groups import GROUPS
-from projections.leases import Lease, LeaseLost, Pair, PairSeen, WorkerReplaced
+from projections.leases import (
+    Lease,
+    LeaseLost,
+    Pair,
+    PairSeen,
+    ProgramFrozen,
+    WorkerReplaced,
+)
 from projections.projector import BATCH_SIZE, Projector
 from projections.reporting import Reporter, print_line
 from projections.waiting import Backoff, pause
@@ -80,6 +87,7 @@ class Worker:
         self._left_alone: dict[Pair, float] = {}
         self._live: list[str] = []
         self._offered: set[Pair] = set()
+        self._is_blocked = False
         # The server gives up first, if it is there at all.
         self._answer_seconds = settings.statement_timeout_seconds + settings.connect_timeout_seconds
 
@@ -111,6 +119,8 @@ class Worker:
         async with AsyncExitStack() as stack:
             self._store: Store = open_store(self._settings)
             stack.push_async_callback(self._store.close)
+            self._keyed = Journals(self._settings, self._store)
+            stack.push_async_callback(self._keyed.close)
             for_batches = Database(
                 self._settings, answer_seconds=self._answer_seconds, for_batches=True
             )
@@ -137,7 +147,7 @@ class Worker:
         """Refuse journals that have lost what was witnessed; one of many may be never sealed."""
         for info in self._journals.values():
             is_named = self._names is not None or info.name == self._settings.journal
-            journal = Journal(self._store, info)
+            journal = self._keyed.of(info)
             await check_witnessed(journal, self._settings, must_be_sealed=is_named)
 
     async def _beat_until(self, stopping: asyncio.Event, started_at: datetime) -> None:
@@ -149,6 +159,7 @@ class Worker:
             except WorkerReplaced:
                 raise
             except Exception as error:  # noqa: BLE001 - what goes wrong once must not end a worker
+                self._is_blocked = True
                 self._reporter.tell(f"worker {self.worker_id}", error)
                 await pause(stopping, backoff.next_seconds())
             else:
@@ -159,6 +170,7 @@ class Worker:
         """Give a sign of life, take what is free and due, give back what is too much."""
         await self._find_journals()
         self._forget_ended()
+        await self._end_frozen()
         async with self._transaction() as connection:
             await leases.keep_alive(connection, self.worker_id, started_at, self._seconds)
             await leases.forget_dead(connection, self._seconds)
@@ -171,6 +183,16 @@ class Worker:
         for lease, is_adopted in claimed:
             self._start(lease, is_adopted=is_adopted)
         self._give_back_beyond(self._share(seen, live))
+
+    async def _end_frozen(self) -> None:
+        """Where the last beat found something locked, see whether its owner is only frozen."""
+        if not self._is_blocked:
+            return
+        async with self._transaction() as connection:
+            count = await leases.end_frozen(connection, self._seconds, self._answer_seconds)
+        self._is_blocked = False
+        if count:
+            self._reporter.tell(f"worker {self.worker_id}", ProgramFrozen(count))
 
     def _forget_ended(self) -> None:
         for pair, work in list(self._works.items()):
@@ -219,7 +241,9 @@ class Worker:
             if is_adopted and not each.is_abandoned:
                 continue
             lease = await leases.claim(connection, each, self.worker_id, self._seconds)
-            if lease is not None:
+            if lease is None:
+                self._is_blocked = True
+            else:
                 claimed.append((lease, is_adopted))
         return claimed
 
@@ -242,7 +266,7 @@ class Worker:
         return found
 
     def _start(self, lease: Lease, *, is_adopted: bool) -> None:
-        journal = Journal(self._store, self._journals[lease.journal_id])
+        journal = self._keyed.of(self._journals[lease.journal_id])
         projector = Projector(
             self._database,
             journal,

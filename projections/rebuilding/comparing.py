@@ -17,6 +17,7 @@ from sqlalchemy import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from projections.database import explained
+from projections.people import WITHHELD, is_withheld
 from projections.projection import Projection
 from projections.rebuilding.following import Follower
 from projections.rebuilding.plan import Plan
@@ -249,7 +250,8 @@ class _Comparer:
                 f"AND {self._text(f'o.{key}')} = :first"
             )
             old, new = (await self._connection.execute(query, {"first": first})).first() or ("", "")
-            yield ColumnDifference(name, count, first, old, new)
+            is_gone = is_withheld(self._table, name, new)
+            yield ColumnDifference(name, count, first, WITHHELD if is_gone else old, new)
 
     async def _scalar(self, query: str) -> int:
         return int((await self._connection.exec_driver_sql(query)).scalar_one())

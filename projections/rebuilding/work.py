@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ledger.journal import Journal
+from ledger.journals import Journals
 from ledger.settings import Settings, async_url
 from ledger.stores import Store
 from ledger.stores.opening import open_store
@@ -63,6 +64,7 @@ class Work(msgspec.Struct, frozen=True):
     settings: Settings
     database: Database
     store: Store
+    opened: Journals
     options: Options
     watch: Watch
 
@@ -73,7 +75,7 @@ class Work(msgspec.Struct, frozen=True):
 
     async def journals(self) -> list[Journal]:
         """Return all journals there are by now."""
-        return [Journal(self.store, info) for info in await self.store.journals()]
+        return await self.opened.all()
 
 
 def owner_settings(settings: Settings, options: Options) -> Settings:
@@ -94,9 +96,10 @@ def owner_settings(settings: Settings, options: Options) -> Settings:
 async def opened(settings: Settings, options: Options, watch: Watch) -> AsyncIterator[Work]:
     """Connect as the owner of the tables."""
     owner = owner_settings(settings, options)
-    store = open_store(owner)
-    try:
-        async with Database(owner, checks_foreign_keys=False) as database:
-            yield Work(owner, database, store, options, watch)
-    finally:
-        await store.close()
+    async with contextlib.AsyncExitStack() as stack:
+        store = open_store(owner)
+        stack.push_async_callback(store.close)
+        journals = Journals(owner, store)
+        stack.push_async_callback(journals.close)
+        database = await stack.enter_async_context(Database(owner, checks_foreign_keys=False))
+        yield Work(owner, database, store, journals, options, watch)

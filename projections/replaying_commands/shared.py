@@ -13,6 +13,7 @@ from typing import IO, Annotated, Any, Protocol
 import msgspec
 import typer
 
+from ledger.console import load_settings
 from projections import parking
 from projections.cli import opened
 from projections.database import Database
@@ -83,6 +84,10 @@ LogKeyOption = Annotated[
     str | None, typer.Option(metavar="VKEY", help="The key that must have signed the log.")
 ]
 
+KEYLESS_NOTE = (
+    "a published log holds no data keys, and LEDGER_KEYS_DATABASE_URL names no database of them: "
+    "personal fields look erased"
+)
 UNSIGNED_NOTE = "the log is sound, but no --log-key was given that must have signed it"
 
 
@@ -96,7 +101,10 @@ class Origin(msgspec.Struct, frozen=True):
     @property
     def notes(self) -> list[str]:
         """What has to be said about it."""
-        return [UNSIGNED_NOTE] if self.directory is not None and self.log_key is None else []
+        if self.directory is None:
+            return []
+        unsigned = [UNSIGNED_NOTE] if self.log_key is None else []
+        return unsigned + ([] if load_settings().keys_database_url else [KEYLESS_NOTE])
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[tuple[Source, Database | None]]:

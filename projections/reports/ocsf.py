@@ -29,6 +29,8 @@ from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
     EmailChanged,
+    LegalHoldLifted,
+    LegalHoldPlaced,
     LoginAttempted,
     LoginFailed,
     LoginSucceeded,
@@ -97,6 +99,8 @@ KINDS: Mapping[type[Event], Kind] = {
     EmailChanged: Kind(USER_MANAGEMENT, 2),
     PermissionsChanged: Kind(USER_MANAGEMENT, 2),
     RolesChanged: Kind(USER_MANAGEMENT, 2),
+    LegalHoldPlaced: Kind(USER_MANAGEMENT, 2),
+    LegalHoldLifted: Kind(USER_MANAGEMENT, 2),
     UserErased: Kind(USER_MANAGEMENT, 3),
     UserReactivated: Kind(USER_MANAGEMENT, 4),
     UserDeactivated: Kind(USER_MANAGEMENT, 5),
@@ -364,7 +368,7 @@ def _resources(event: Event) -> list[dict[str, Any]]:
 
 
 def _unmapped(recorded: RecordedEvent) -> dict[str, Any]:
-    """Return what OCSF has no attribute for: the journal's own words."""
+    """Return what OCSF has no attribute for: the journal's own words, and what was erased."""
     event, metadata = recorded.event, recorded.metadata
     found: dict[str, Any] = {"stream": recorded.stream, "stream_version": recorded.version}
     for name in UNMAPPED:
@@ -374,4 +378,6 @@ def _unmapped(recorded: RecordedEvent) -> dict[str, Any]:
     for name in ("request_id", "causation_id"):
         if (value := getattr(metadata, name)) is not None:
             found[name] = str(value)
+    if recorded.erased:
+        found["erased"] = sorted(recorded.erased)
     return found

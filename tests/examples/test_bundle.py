@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import re
 import shutil
 import subprocess
-import sys
 import venv
 import zipfile
 from collections.abc import Callable
@@ -25,6 +23,8 @@ from ledger.proof.notes import SigningKey
 from ledger.proof.sealer import Sealer
 from ledger.settings import Settings
 from tests.examples.support import Conversion
+from tests.ledger.support import environment
+from tests.support import programs
 
 ROOT = Path(__file__).parents[2]
 KEY = SigningKey("ledger/main", bytes(range(32)))
@@ -33,19 +33,11 @@ START, STOP = 300, 1500
 
 def run_bundle(url: str, key_file: Path | None, *arguments: str) -> tuple[int, str]:
     """Run the command; return its exit code and what it says on standard error."""
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("LEDGER_")}
-    environment["LEDGER_DATABASE_URL"] = url
-    if key_file is not None:
-        environment["LEDGER_LOG_KEY_FILE"] = str(key_file)
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "replay.py"), "bundle", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
+    variables = {} if key_file is None else {"LEDGER_LOG_KEY_FILE": str(key_file)}
+    done = programs.run(
+        "replay.py", "bundle", *arguments, environment=environment(url, **variables)
     )
-    return done.returncode, done.stderr
+    return done.returncode, done.stderr.decode()
 
 
 async def seal(url: str, lines: bytes) -> None:

@@ -25,6 +25,7 @@ from projections.groups import MARKS, TRADING
 from projections.leases import Lease, LeaseLost, WorkerReplaced
 from projections.projector import Projector
 from tests.projections.random_events import random_events
+from tests.projections.silence import Silent
 from tests.projections.support import append, assert_live_is_replay
 
 LONG_SECONDS = 600.0
@@ -289,6 +290,80 @@ async def fall_silent(
         locked.set()
         await until.wait()
         await connection.execute(sa.select(1))
+
+
+async def ended(database: Database, seconds: float, answer_seconds: float = LONG_SECONDS) -> int:
+    """End frozen sessions; return how many there were."""
+    async with database.transaction() as connection:
+        return await leases.end_frozen(connection, seconds, answer_seconds)
+
+
+async def test_who_is_frozen_within_a_statement_is_ended(postgres: Settings) -> None:
+    """No timeout of the server's ends such a session; once it has been silent, a worker does."""
+    async with (
+        open_journal(postgres) as journal,
+        Database(postgres) as database,
+        Silent.connected(postgres) as frozen,
+    ):
+        await claimed(journal, database, "first")
+        await expire(journal, database)
+        await frozen.run("SET statement_timeout = '50ms'")
+        await frozen.run("SET idle_in_transaction_session_timeout = '50ms'")
+        await frozen.run("BEGIN; SELECT FROM checkpoints FOR UPDATE")
+        await frozen.begin_statement()
+        assert await ended(database, LONG_SECONDS) == 0
+        assert await claim(journal, database, "second") is None
+        async with asyncio.timeout(20):
+            while await ended(database, 0.2) == 0:
+                assert await claim(journal, database, "second") is None
+            while await claim(journal, database, "second") is None:  # noqa: ASYNC110 - likewise
+                await asyncio.sleep(0.02)
+
+
+async def test_who_takes_no_rows_is_ended(postgres: Settings) -> None:
+    """A session that cannot send its answer is ended when no statement may last that long."""
+    async with Database(postgres) as database, Silent.connected(postgres) as frozen:
+        await frozen.run("BEGIN; LOCK TABLE workers IN ROW SHARE MODE")
+        frozen.receive_no_more()
+        await frozen.ask("SELECT repeat('x', 1000) FROM generate_series(1, 100000)")
+        await frozen.is_waiting("ClientWrite", database)
+        assert await ended(database, 0, LONG_SECONDS) == 0
+        assert await ended(database, LONG_SECONDS, 0) == 1
+
+
+async def test_who_works_or_locks_nothing_of_ours_is_left_alone(postgres: Settings) -> None:
+    """Ended is neither a long statement, nor a pause that has its own bound, nor a reader."""
+    async with (
+        Database(postgres) as database,
+        Silent.connected(postgres) as working,
+        Silent.connected(postgres) as pausing,
+        Silent.connected(postgres) as reading,
+        Silent.connected(postgres) as copying,
+    ):
+        for each in (working, pausing, copying):
+            await each.run("BEGIN; LOCK TABLE checkpoints IN ROW SHARE MODE")
+        await working.ask("SELECT pg_sleep(60)")
+        await working.is_waiting("PgSleep", database)
+        await reading.run("BEGIN; SELECT FROM checkpoints")
+        await reading.begin_statement()
+        await copying.run("CREATE TEMP TABLE copied (number int)")
+        await copying.ask_to_copy("copied")
+        await copying.is_waiting("ClientRead", database)
+        assert await ended(database, 0, 0) == 0
+
+
+async def test_a_dead_workers_locked_name_is_left(postgres: Settings) -> None:
+    """A worker that is frozen with its own row locked keeps nobody from a sign of life."""
+    async with open_journal(postgres) as journal, Database(postgres) as database:
+        async with writing(journal, database) as connection:
+            for name in ("locked", "long dead"):
+                await leases.register(connection, name, -2 * leases.FORGOTTEN_AFTER_LEASES)
+        async with database.transaction() as frozen, database.transaction() as connection:
+            locked = workers.c.worker_id == "locked"
+            await frozen.execute(sa.select(workers).where(locked).with_for_update())
+            await leases.bound(connection, 5, lock_seconds=0.1)
+            await leases.forget_dead(connection, 1)
+            assert await names(connection) == ["locked"]
 
 
 async def test_nobody_waits_for_ever_for_a_lock(postgres: Settings) -> None:

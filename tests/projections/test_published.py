@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from benchmarks.history import Plan, load
-from ledger.event import NewEvent, RecordedEvent
+from ledger.event import NewEvent, RecordedEvent, event_types
 from ledger.journal import Journal
 from ledger.lens import Lens
 from ledger.proof.folders import Folder, FolderUnavailable
@@ -20,18 +24,26 @@ from ledger.proof.log import prove, root_at, verify_sealed
 from ledger.proof.merkle import leaf_hash
 from ledger.proof.notes import SigningKey
 from ledger.proof.publish import publish
+from ledger.security.data_keys import DataKeys
+from ledger.stores.subject_keys import NoKeys
+from projections.database import Database
 from projections.groups import GROUPS
 from projections.model import values_of
+from projections.projector import Projector
 from projections.published import (
     PublishedJournal,
     PublishedLogInvalid,
     ReadOnlyJournal,
     open_published,
 )
-from projections.replaying import fold_prefix
+from projections.replaying import Readable, fold_prefix
+from projections.splicing import Spliced
+from projections.verification import verify
 from tests.ledger.proof.logs import flipped
 from tests.ledger.proof.sealers import KEY, append, seal
-from tests.ledger.support import Noted, opened
+from tests.ledger.support import ROOT, Noted, environment, opened, settings_for, store_of
+from tests.projections import support
+from tests.projections.random_events import random_events
 
 EVENTS = 1_500
 PLAN = Plan(EVENTS)
@@ -71,7 +83,7 @@ async def tables(journal: Journal | PublishedJournal, size: int) -> dict[str, li
     return found
 
 
-async def events_of(journal: Journal | PublishedJournal, *between: int) -> list[RecordedEvent]:
+async def events_of(journal: Readable, *between: int) -> list[RecordedEvent]:
     """Return the events between two offsets, read a few hundred at a time."""
     chunks = journal.read_chunks(*between, chunk_size=300)
     return [event async for chunk in chunks for event in chunk]
@@ -79,7 +91,10 @@ async def events_of(journal: Journal | PublishedJournal, *between: int) -> list[
 
 async def test_replay_is_the_same_as_from_the_database(database_url: str, folder: Path) -> None:
     """Events, sizes at times, roots and all rows of all tables are equal, at several sizes."""
-    async with opened(database_url) as journal, open_published(folder, KEY.vkey) as published:
+    async with (
+        opened(database_url) as journal,
+        open_published(folder, KEY.vkey, keys=journal.privacy.keys) as published,
+    ):
         assert (published.name, published.journal_id) == (journal.name, journal.journal_id)
         assert await published.size() == await journal.size() == EVENTS
         events = await events_of(journal)
@@ -98,6 +113,78 @@ async def test_replay_is_the_same_as_from_the_database(database_url: str, folder
         for size in (0, 257, 1024, EVENTS):
             assert await tables(published, size) == await tables(journal, size)
             assert await root_at(published, size) == await root_at(journal, size)
+
+
+async def test_without_data_keys_everybody_looks_erased(database_url: str, folder: Path) -> None:
+    """All but personal fields is there; with a database of keys in the settings, these too."""
+    apart = settings_for(database_url).model_copy(update={"keys_database_url": database_url})
+    async with (
+        opened(database_url) as journal,
+        open_published(folder) as blind,
+        open_published(folder, settings=apart) as seeing,
+    ):
+        [info] = await journal.store.journals()
+        redacted = Journal(journal.store, info, keys=DataKeys(NoKeys(), info.name))
+        assert await tables(blind, EVENTS) == await tables(redacted, EVENTS)
+        assert await tables(seeing, EVENTS) == await tables(journal, EVENTS)
+        assert await tables(blind, EVENTS) != await tables(journal, EVENTS)
+
+
+async def test_tables_are_compared_with_what_was_published(database_url: str, folder: Path) -> None:
+    """What the log holds and what came after it make the tables; what they hold beside is named."""
+    settings = settings_for(database_url)
+    async with (
+        opened(database_url) as journal,
+        Database(settings) as database,
+        open_published(folder, KEY.vkey, keys=journal.privacy.keys) as published,
+    ):
+        await support.append(journal, random_events(Random(3), 100))
+        for group in GROUPS.values():
+            await Projector(database, journal, group).catch_up()
+        source = Spliced(published, journal, await published.size())
+        offsets = [each.offset for each in await events_of(source)]
+        assert offsets == list(range(EVENTS + 100))
+        found = await verify(database, journal, GROUPS.values(), source=source)
+        assert found.is_verified
+        assert found.events == EVENTS + 100
+        shorter = Spliced(published, journal, 900)
+        assert [e.offset for e in await events_of(shorter, 700, 1000)] == list(range(700, 1000))
+        async with database.engine.begin() as connection:
+            await connection.execute(sa.text("UPDATE marks SET price = 1"))
+        found = await verify(database, journal, GROUPS.values(), source=source)
+        assert found.differences > 0
+        assert {each.table for each in found.first} == {"marks"}
+
+
+async def test_a_log_of_another_journal_is_refused(database_url: str, small: Path) -> None:
+    """Tables are not compared with somebody else's events."""
+    store = store_of(database_url)
+    await store.create_journal("desk")
+    await store.close()
+    async with opened(database_url, "desk") as journal, open_published(small) as published:
+        with pytest.raises(PublishedLogInvalid, match="holds journal 'main', not 'desk'"):
+            Spliced(published, journal, EVENTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [(["--tables"], 2), (["--log", "x", "--tables"], 2), (["--log", "LOG", "--tables"], 0)],
+)
+def test_the_command(database_url: str, folder: Path, options: list[str], code: int) -> None:
+    """`replay.py verify --log DIR --key VKEY --tables` checks the log, then the tables."""
+    options = [str(folder) if each == "LOG" else each for each in options]
+    options += ["--key", KEY.vkey] if code == 0 else []
+    done = subprocess.run(
+        [sys.executable, "replay.py", "verify", *options],
+        env=environment(database_url),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    if code == 0:
+        assert done.stdout.count("verified") == 2
 
 
 async def test_times_after_the_last_event(small: Path) -> None:
@@ -122,14 +209,23 @@ async def test_proofs_come_from_a_published_log_too(small: Path) -> None:
 async def test_streams_and_tags_are_searched(database_url: str, folder: Path) -> None:
     """Without an index they are found all the same."""
     async with opened(database_url) as journal, open_published(folder) as published:
-        store = published.store
+        store, lens = published.store, Lens(event_types().values(), envelope=True)
+        asked: dict[str, Any] = {"stop": 4, "envelope": True}
         for stream in {event.stream for event in await events_of(journal, 0, 5)}:
             wanted = await journal.store.read_stream(1, stream, 0, 3)
             assert await store.read_stream(1, stream, 0, 3) == wanted
+            wanted_packed = await journal.store.read_packed_stream(1, stream, 0, 3, **asked)
+            packed = await store.read_packed_stream(1, stream, 0, 3, **asked)
+            assert lens.decode(packed) == lens.decode(wanted_packed)
+            assert (packed.count, packed.last) == (wanted_packed.count, wanted_packed.last)
         for event in await events_of(journal, 0, 5):
             for tag in (*event.event.tags(), *event.event.claims()):
                 wanted = await journal.store.read_tagged(1, tag, -1, 3)
                 assert await store.read_tagged(1, tag, -1, 3) == wanted
+                wanted_packed = await journal.store.read_packed_tagged(1, tag, -1, 3, **asked)
+                packed = await store.read_packed_tagged(1, tag, -1, 3, **asked)
+                assert lens.decode(packed) == lens.decode(wanted_packed)
+                assert (packed.count, packed.last) == (wanted_packed.count, wanted_packed.last)
 
 
 async def test_nothing_can_be_appended(small: Path) -> None:

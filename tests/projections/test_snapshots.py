@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from functools import partial
 from random import Random
+from time import monotonic
 from typing import Any
 from uuid import UUID
 
@@ -312,6 +313,40 @@ async def test_a_snapshot_that_is_there_is_left_alone(journal: Journal, database
     assert (again.rows, again.bytes) == (kept.rows, kept.bytes)
     assert again.made_at > kept.made_at
     await assert_same(journal, database, 100, 60)
+
+
+async def test_a_snapshot_from_before_an_erasure_is_not_used(
+    journal: Journal, database: Database
+) -> None:
+    """It holds what was erased; one of a group that knows nothing of people stays good."""
+    await filled(journal)
+    database.settings.key_cache_seconds = 0.2
+    for group in (TRADING, MARKS):
+        await take(database, journal, group)
+    started = monotonic()
+    await journal.privacy.destroy(f"user-{an_id('user')}")
+    stale = {each.group: each.stale for each in await listed(database, journal)}
+    assert stale == {"trading": "it is from before an erasure", "marks": None}
+    assert await load(database, journal, KEPT, await journal.size()) is None
+    await drop(database, journal, await listed(database, journal, ["trading"]))
+    assert (await take(database, journal, TRADING)).stale is None
+    assert monotonic() - started >= 0.2  # so long somebody's key may be remembered
+
+
+async def test_an_erasure_while_it_is_taken_is_noticed(
+    journal: Journal, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was folded before has values that are to be gone."""
+    await filled(journal)
+
+    async def fold_and_erase(*arguments: Any) -> State:
+        state = await fold_prefix(*arguments)
+        await journal.privacy.destroy(f"user-{an_id('user')}")
+        return state
+
+    monkeypatch.setattr("projections.snapshots.fold_prefix", fold_and_erase)
+    with pytest.raises(SnapshotRefused, match="or people erased"):
+        await take(database, journal, TRADING)
 
 
 async def change(database: Database, statement: sa.Executable) -> None:

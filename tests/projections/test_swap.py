@@ -44,7 +44,7 @@ from tests.projections.rebuilds import (
     rolled_back,
     until,
 )
-from tests.projections.support import append
+from tests.projections.support import append, spared
 
 NOTES = """CREATE TABLE notes (
     journal_id BIGINT NOT NULL, position_id UUID NOT NULL, user_id UUID, text TEXT,
@@ -450,7 +450,7 @@ async def test_appends_go_on_meanwhile(
 
     async def append_steadily() -> None:
         random = Random(7)
-        events = random_events(random, 3000)
+        events = [spared(each) for each in random_events(random, 3000)]
         while not stopping.is_set() and events:
             await journal.append([NewEvent(event) for event in events[:20]])
             events = events[20:]

@@ -5,15 +5,17 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from random import Random
 
-import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ledger.domain.users import (
     USER,
     AccountLocked,
+    EmailChanged,
     LoginFailed,
     LoginSucceeded,
+    PasswordChanged,
     RolesChanged,
     UserDeactivated,
     UserErased,
@@ -21,6 +23,7 @@ from ledger.domain.users import (
     UserRegistered,
     user_stream,
 )
+from ledger.event import RecordedEvent, personal_fields
 from projections.groups import TRADING
 from projections.users import User
 from tests.projections.random_events import Dice
@@ -44,10 +47,13 @@ def test_the_table_agrees_with_the_decider(seed: int, count: int) -> None:
                 state = USER.take(state, each)
         shown = (row.failed_login_attempts, row.locked_until)
         assert shown == (state.guesses.failures, state.guesses.locked_until)
+        assert row.is_erased == state.is_erased
+        if state.is_erased:
+            assert (row.username, row.email, row.password_hash) == (None, None, None)
+            continue
         assert (tuple(row.permissions), tuple(row.roles)) == (state.permissions, state.roles)
         assert row.is_active == state.is_active
-        if not state.is_erased:
-            assert (row.email, row.password_hash) == (state.email, state.password_hash)
+        assert (row.email, row.password_hash) == (state.email, state.password_hash)
 
 
 def test_failures_around_a_lock() -> None:
@@ -68,19 +74,60 @@ def test_a_clock_that_is_ahead_lifts_no_lock() -> None:
     """A failure that is said to have happened after it was recorded leaves the lock in force."""
     until = START + timedelta(minutes=1)
     events = record([REGISTERED, AccountLocked(user_id=USER_ID, locked_until=until), FAILED])
-    events[-1] = msgspec.structs.replace(events[-1], occurred_at=until + timedelta(hours=1))
+    events[-1] = replace(events[-1], occurred_at=until + timedelta(hours=1))
     state = TRADING.state(1, "main")
     TRADING.fold(state, events)
     [row] = state.rows(User)
     assert (row.failed_login_attempts, row.locked_until) == (0, until)
 
 
-def test_an_erased_user_stays_inactive() -> None:
-    """Whatever other systems record, as in the decider; who is only deactivated comes back."""
+def test_an_erased_user_may_do_nothing() -> None:
+    """Whatever other systems record then, and no name comes back; others can be reactivated."""
     erased = UserErased(user_id=USER_ID, reason="request")
     back = UserReactivated(user_id=USER_ID)
-    assert not one_row([REGISTERED, erased, back], User).is_active
+    changed = EmailChanged(user_id=USER_ID, email="ann@host")
+    row = one_row([REGISTERED, erased, back, changed], User)
+    assert (row.is_erased, row.username, row.email) == (True, None, None)
+    shown = User(is_active=row.is_active, is_erased=True, permissions=["trade"], roles=["admin"])
+    assert (shown.has_permission("trade"), shown.has_admin_role) == (False, False)
     assert one_row([REGISTERED, UserDeactivated(user_id=USER_ID), back], User).is_active
+
+
+def redacted(events: list[RecordedEvent]) -> list[RecordedEvent]:
+    """Return the events as they are read once their user is erased."""
+    found = []
+    for each in events:
+        names = tuple(n for n in personal_fields(type(each.event)) if getattr(each.event, n))
+        event = replace(each.event, **dict.fromkeys(names))
+        found.append(replace(each, event=event, erased=names))
+    return found
+
+
+def test_an_erasure_changes_nothing_else_of_the_past() -> None:
+    """As of a time before it, the user is marked and has no names, and is as active as then."""
+    gone = UserDeactivated(user_id=USER_ID), UserReactivated(user_id=USER_ID)
+    state = TRADING.state(1, "main")
+    TRADING.fold(state, redacted(record([REGISTERED, *gone])))
+    [row] = state.rows(User)
+    assert (row.is_erased, row.username, row.is_active) == (True, None, True)
+
+
+def test_the_past_of_an_erased_user_meets_the_present() -> None:
+    """A fold that saw the data and one that did not give the same row from the erasure on."""
+    events = record(
+        [
+            replace(REGISTERED, email="ann@host", password_hash="secret"),
+            EmailChanged(user_id=USER_ID, email="bo@host", previous_email="ann@host"),
+            PasswordChanged(user_id=USER_ID, password_hash="other"),
+            UserErased(user_id=USER_ID, reason="request"),
+            RolesChanged(user_id=USER_ID, roles=("admin",)),
+        ]
+    )
+    for size in (4, 5):
+        states = [TRADING.state(1, "main"), TRADING.state(1, "main")]
+        for state, seen in zip(states, (events, redacted(events)), strict=True):
+            TRADING.fold(state, seen[:size])
+        assert list(states[0].rows(User)) == list(states[1].rows(User))
 
 
 def test_what_a_user_may_do() -> None:

@@ -23,6 +23,7 @@ from ledger.domain.orders import (
     OrderReplaceRequested,
     OrderType,
 )
+from ledger.domain.users import UserRegistered
 from ledger.event import Amount, Event, Metadata, NewEvent, VenueAmount, event_types
 from ledger.journal import Journal
 from projections.groups import TRADING
@@ -65,6 +66,18 @@ def test_every_column_is_described() -> None:
     rows = [f"| `{name}` | {says} | {KINDS[name]} |" for name, says in COLUMNS.items()]
     assert "\n".join(rows) in text
     assert all(f"`{name}`" in text for name in ACTIVITIES.values())
+
+
+async def test_an_erased_address_is_missing(journal: Journal) -> None:
+    """The rest of the trail is as it was."""
+    metadata = Metadata(ip_address="192.0.2.7")
+    registered = UserRegistered(user_id=USER, username="ann")
+    for event in (registered, *life()):
+        await journal.append(NewEvent(event, metadata=metadata))
+    before = await lines_of("orders", journal)
+    assert {line["ip_address"] for line in before} == {"192.0.2.7"}
+    await journal.privacy.destroy(f"user-{USER}")
+    assert await lines_of("orders", journal) == [line | {"ip_address": None} for line in before]
 
 
 def life() -> list[Event]:

@@ -29,7 +29,7 @@ from ledger.journal import Journal
 from projections.reports import ocsf
 from projections.reports.ocsf import KINDS, MAPPED, UNMAPPED, activity_of
 from projections.reports.span import CHUNK_SIZE
-from projections.security_audit_logs import OF_USERS, SECRETS
+from projections.security_audit_logs import DIGESTS, OF_USERS, SECRETS
 from tests import samples
 from tests.ledger.support import an_id
 from tests.projections.random_events import random_events
@@ -65,8 +65,9 @@ def test_what_is_audited_of_users_and_keys_is_reported() -> None:
 def test_every_field_is_mapped_or_left_out_on_purpose() -> None:
     """A new field is not reported before somebody has said how; secrets never are."""
     fields = {name for known in KINDS for name in known.__struct_fields__}
-    assert fields == MAPPED | set(UNMAPPED) | (set(SECRETS) - {"type"})
-    assert not (MAPPED | set(UNMAPPED)) & set(SECRETS)
+    left_out = {*SECRETS, *DIGESTS}
+    assert fields == MAPPED | set(UNMAPPED) | left_out
+    assert not (MAPPED | set(UNMAPPED)) & left_out
 
 
 async def test_all_types_have_what_their_class_requires(journal: Journal, schema: Schema) -> None:
@@ -80,6 +81,25 @@ async def test_all_types_have_what_their_class_requires(journal: Journal, schema
     ]
     for line in lines:
         schema.check(line)
+
+
+async def test_what_was_erased_is_named_and_missing_only(journal: Journal, schema: Schema) -> None:
+    """All types have what their class requires without it, and nothing encrypted is shown."""
+    metadata = Metadata(ip_address="192.0.2.7", actor="me", request_id="r")
+    await append_all(journal, every_event(), metadata)
+    before = await lines_of("security", journal)
+    subjects = {each.event.subject() or "nobody" async for each in journal.read()}
+    assert len(subjects) >= 4
+    for subject in subjects:
+        await journal.privacy.destroy(subject)
+    lines = await lines_of("security", journal)
+    assert "enc1:" not in json.dumps(lines)
+    assert "192.0.2.7" in json.dumps(before)
+    assert "192.0.2.7" not in json.dumps(lines)
+    for line in lines:
+        schema.check(line)
+        assert "ip_address" in line["unmapped"]["erased"]
+        assert line["unmapped"]["erased"] == sorted(line["unmapped"]["erased"])
 
 
 async def append_all(journal: Journal, events: list[Event], metadata: Metadata) -> None:

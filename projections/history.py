@@ -63,7 +63,7 @@ class Recorder:
         if state is not self._state:
             self._state = state
             self.changes.clear()
-        row = state.tables[self._table].get(self._key)
+        row = state.tables[self._table].get(state.as_id(self._key))
         if row is not None and row.changed_size == recorded.offset + 1:
             columns = copied(values_of(row_of(state, self._table, self._key)))
             before = self.changes[-1].columns if self.changes else {}
@@ -124,7 +124,7 @@ async def history_of(
     try:
         if not isinstance(journal, Journal):
             raise NotFromStreams("a published log has no index of streams")
-        events = await gather(journal, database, table, key, size)
+        events = await gather(journal, database, table, key, size, envelope=True)
         fold_events(group, journal, events, recorder)
     except NotFromStreams as reason:
         recorder = Recorder(table, key)

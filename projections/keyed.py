@@ -8,15 +8,20 @@ events gives; it is the same fold.
 Some rows cannot be found so: postings and the audit log have keys that lead to no stream, and a
 position whose id is derived is found by its book, for which the live table is asked. What is found
 is checked; where nothing is found, all events have to be folded.
+
+All is read through a lens: keys that have been used a hundred thousand times are asked for too. So
+ids are text on the way, and those of the row that is shown are made what they are elsewhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from decimal import localcontext
+from functools import lru_cache
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import sqlalchemy as sa
 
 from ledger.domain.api_keys import api_key_stream, api_key_use_stream
@@ -31,8 +36,9 @@ from ledger.domain.positions import (
     position_stream,
 )
 from ledger.domain.users import UNCHECKED, LoginFailed, UserRegistered, user_stream
-from ledger.event import Event, RecordedEvent
+from ledger.event import Event, RecordedEvent, event_types
 from ledger.journal import Journal
+from ledger.lens import Lens
 from projections import parking
 from projections.database import Database
 from projections.fold import Group
@@ -49,12 +55,16 @@ class NotFromStreams(Exception):
 
 
 class Gathered:
-    """Events of one journal below a size, read stream by stream and tag by tag, each once."""
+    """Events of one journal below a size, read stream by stream and tag by tag, each once.
 
-    def __init__(self, journal: Journal, database: Database | None, size: int) -> None:
+    All ids are text, as a lens has them, also where types say UUID.
+    """
+
+    def __init__(self, journal: Journal, database: Database | None, size: int, lens: Lens) -> None:
         self.journal = journal
         self.size = size
         self._database = database
+        self._lens = lens
         self._events: dict[int, RecordedEvent] = {}
         self._streams: dict[str, list[RecordedEvent]] = {}
         self._tags: dict[str, tuple[int, list[RecordedEvent]]] = {}
@@ -70,8 +80,9 @@ class Gathered:
     async def stream(self, name: str) -> list[RecordedEvent]:
         """Return the events of a stream."""
         if name not in self._streams:
-            self._streams[name] = await self.journal.read_stream(name, stop=self.size)
-            self._take(self._streams[name])
+            found = await self.journal.read_stream_lens(self._lens, name, stop=self.size)
+            self._take(found)
+            self._streams[name] = found
         return self._streams[name]
 
     async def tag(self, name: str, stop: int | None = None) -> list[RecordedEvent]:
@@ -79,7 +90,7 @@ class Gathered:
         stop = self.size if stop is None else stop
         done, found = self._tags.get(name, (0, []))
         if done < stop:
-            new = await self.journal.read_tagged(name, done - 1, stop=stop)
+            new = await self.journal.read_tagged_lens(self._lens, name, done - 1, stop=stop)
             self._tags[name] = stop, (found := found + new)
             self._take(new)
         return found
@@ -90,7 +101,7 @@ class Gathered:
         if name in self._streams:
             return
         # Nearly always it is the first one of the stream, which may be long.
-        first = await self.journal.read_stream(name, stop=self.size, limit=1)
+        first = await self.journal.read_stream_lens(self._lens, name, stop=self.size, limit=1)
         if first and isinstance(first[0].event, UserRegistered):
             self._take(first)
             return
@@ -111,21 +122,21 @@ class Gathered:
 
     async def _opens(self, book: str, position_id: UUID) -> bool:
         """Whether a position is one of a book's, now or later: the id follows from its opening."""
-        if position_id == id_of_nothing(book):
+        if str(position_id) == str(id_of_nothing(book)):
             return True
         name = self.journal.name
         if any(_opened(name, event) == position_id for event in await self.tag(book)):
             return True
-        later = await self.journal.read_tagged(book, self.size - 1)
+        later = await self.journal.read_tagged_lens(self._lens, book, self.size - 1)
         return any(_opened(name, event) == position_id for event in later)
 
     async def _live_book(self, position_id: UUID) -> str | None:
         """Return what the live table says."""
         if self._database is None:
             return None
-        column = _table("positions").c
+        column, key = _table("positions").c, UUID(str(position_id))
         query = sa.select(column.book).where(
-            column.journal_id == self.journal.journal_id, column.position_id == position_id
+            column.journal_id == self.journal.journal_id, column.position_id == key
         )
         async with self._database.snapshot() as connection:
             book: str | None = (await connection.execute(query)).scalar()
@@ -164,11 +175,18 @@ def key_of(table: str, text: str) -> Any:
 
 
 async def gather(
-    journal: Journal, database: Database | None, table: str, key: Any, size: int
+    journal: Journal,
+    database: Database | None,
+    table: str,
+    key: Any,
+    size: int,
+    *,
+    envelope: bool = False,
 ) -> list[RecordedEvent]:
-    """Return the events that a row follows from, of the first `size`, in order.
+    """Return the events that a row follows from, of the first `size`, in order, through a lens.
 
-    Their fold gives the row as it was after each of them. Raises NotFromStreams.
+    Their fold gives the row as it was after each of them. With `envelope` they have metadata and
+    body. Raises NotFromStreams.
     """
     find = _FINDERS.get(table)
     if find is None:
@@ -176,9 +194,15 @@ async def gather(
     group = TABLES[table].only([table])
     if database is not None:
         await _check_unpoisoned(journal, database, group, size)
-    gathered = Gathered(journal, database, size)
-    await find(gathered, key)
+    lens = _lens_of(tuple(event_types().values()), envelope)
+    gathered = Gathered(journal, database, size, lens)
+    await find(gathered, str(key))
     return gathered.events
+
+
+@lru_cache(maxsize=4)
+def _lens_of(types: tuple[type[Event], ...], envelope: bool) -> Lens:
+    return Lens(types, envelope=envelope)
 
 
 async def _check_unpoisoned(journal: Journal, database: Database, group: Group, size: int) -> None:
@@ -194,18 +218,32 @@ def fold_events(
     events: Iterable[RecordedEvent],
     watch: Callable[[State, RecordedEvent], None] | None = None,
 ) -> State:
-    """Fold gathered events; raises NotFromStreams where a handler raises."""
-    state = group.state(journal.journal_id, journal.name)
+    """Fold gathered events, with ids as text; raises NotFromStreams where a handler raises."""
+    state = group.state(journal.journal_id, journal.name, str)
+    if watch is None:
+        _fold(group, state, events)
+        return state
     for event in events:
-        try:
-            group.fold(state, [event])
-        except MemoryError:
-            raise
-        except Exception as error:
-            raise NotFromStreams(f"the event at offset {event.offset} cannot be folded") from error
-        if watch is not None:
-            watch(state, event)
+        _fold(group, state, [event])
+        watch(state, event)
     return state
+
+
+def _fold(group: Group, state: State, events: Iterable[RecordedEvent]) -> None:
+    offset = -1
+
+    def noted() -> Iterator[RecordedEvent]:
+        nonlocal offset
+        for event in events:
+            offset = event.offset
+            yield event
+
+    try:
+        group.fold(state, noted())
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise NotFromStreams(f"the event at offset {offset} cannot be folded") from error
 
 
 async def _find_user(gathered: Gathered, user_id: UUID) -> None:
@@ -306,8 +344,20 @@ _FINDERS: dict[str, Callable[[Gathered, Any], Awaitable[None]]] = {
 def row_of(state: State, table: str, key: Any) -> Any:
     """Return the row with a key as it is shown, None if there is none."""
     rows = state.tables[table]
-    row = rows.get(key)
+    row = rows.get(state.as_id(key))
     if row is None:
         return None
     with localcontext(CONTEXT):
-        return rows.projection.finish(row)
+        return _with_ids(rows.projection, rows.projection.finish(row))
+
+
+def _with_ids(projection: Projection[Any], row: Any) -> Any:
+    """Return a row, a copy where its ids are text, with the ids made what they are elsewhere."""
+    texts = ((name, getattr(row, name)) for name in _id_columns(projection))
+    ids = {name: UUID(text) for name, text in texts if isinstance(text, str)}
+    return msgspec.structs.replace(row, **ids) if ids else row
+
+
+@lru_cache(maxsize=32)
+def _id_columns(projection: Projection[Any]) -> tuple[str, ...]:
+    return tuple(each.name for each in projection.table.columns if isinstance(each.type, sa.Uuid))

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from ledger.codec import decode_bodies, encode_event
 from ledger.domain.marks import PriceMarked
-from ledger.domain.orders import OrderAccepted
+from ledger.domain.orders import Action, OrderAccepted, OrderFilled, position_tag
+from ledger.domain.users import UserRegistered
 from ledger.errors import StoredEventInvalid, StoreUnavailable
-from ledger.event import Event, Metadata, NewEvent, RecordedEvent, event_types
+from ledger.event import Event, Metadata, NewEvent, RecordedEvent, VenueAmount, event_types
 from ledger.journal import open_journal
 from ledger.lens import Lens, lens_class
 from ledger.settings import Settings
@@ -104,6 +105,93 @@ async def test_what_is_not_wanted_is_not_read(database_url: str) -> None:
     assert {(each.stream, bytes(each.body), each.metadata) for each in through} == {
         ("", b"", Metadata())
     }
+
+
+async def test_what_is_read_of_a_stream_or_a_tag(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All streams and tags are what the ordinary read makes of them, in chunks of any size."""
+    everything = event_types().values()
+    async with opened(database_url) as journal:
+        for event in random_events(Random(11), 120):
+            metadata = Metadata(ip_address="192.0.2.1", actor="ä")
+            await journal.append(
+                NewEvent(event, "" if event.stream() else "any", metadata=metadata)
+            )
+        every = [each async for each in journal.read()]
+        tags = {tag for each in every for tag in (*each.event.tags(), *each.event.claims())}
+        for chunk_size, envelope in ((2000, True), (7, False), (1, True)):
+            monkeypatch.setattr("ledger.journal.PACKED_CHUNK_SIZE", chunk_size)
+            lens = Lens(everything, envelope=envelope)
+            for stream in {each.stream for each in every}:
+                wanted = await journal.read_stream(stream, stop=100)
+                through = await journal.read_stream_lens(lens, stream, stop=100)
+                assert_same(through, wanted, envelope=envelope)
+            for tag in tags:
+                wanted = await journal.read_tagged(tag, 20)
+                through = await journal.read_tagged_lens(lens, tag, 20)
+                assert_same(through, wanted, envelope=envelope)
+
+
+def assert_same(
+    through: list[RecordedEvent], wanted: list[RecordedEvent], *, envelope: bool
+) -> None:
+    """Hold that a lens has seen the same events, with the envelope only where it was asked for."""
+    for other, recorded in zip(through, wanted, strict=True):
+        for name in ("offset", "stream", "recorded_at", "occurred_at", "type"):
+            assert getattr(other, name) == getattr(recorded, name)
+        assert other.event_id == str(recorded.event_id)
+        hidden = () if envelope else ("ip_address",)
+        assert other.erased == tuple(each for each in recorded.erased if each not in hidden)
+        assert other.metadata == (recorded.metadata if envelope else Metadata())
+        assert bytes(other.body) == (recorded.body if envelope else b"")
+        assert fields(other.event) == fields(recorded.event)
+
+
+async def test_personal_fields_of_a_stream_are_opened_or_erased(database_url: str) -> None:
+    """They are plain through a lens, and None and named once the data key is destroyed."""
+    event = UserRegistered(user_id=UUID(int=1), username="ann", password_hash="x")
+    subject, lens = f"user-{UUID(int=1)}", Lens(event_types().values())
+    async with opened(database_url) as journal:
+        await journal.append(NewEvent(event))
+        [[tag]] = [each.event.claims() async for each in journal.read()]
+        for erased in (set(), {"username", "password_hash"}):
+            by_stream = await journal.read_stream_lens(lens, subject)
+            by_tag = await journal.read_tagged_lens(lens, tag)
+            for [found] in (by_stream, by_tag):
+                assert isinstance(found.event, UserRegistered)
+                assert set(found.erased) == erased
+                assert found.event.username == (None if erased else "ann")
+            await journal.privacy.destroy(subject)
+
+
+async def test_an_undecodable_event_of_a_stream_is_named(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it lies, and not only that a lens could not see it; so of a tag."""
+    book = position_tag(UUID(int=2), "A", None)
+    fill = OrderFilled(
+        order_id=UUID(int=1),
+        user_id=UUID(int=2),
+        fill_id="f",
+        token="A",
+        action=Action.BUY,
+        price=VenueAmount("1"),
+        quantity=VenueAmount("1"),
+    )
+    async with opened(database_url) as journal:
+        await journal.append(NewEvent(PriceMarked(token="A", price=VenueAmount("1"))))
+        await journal.append(NewEvent(fill))
+        without = {n: each for n, each in event_types().items() if n != "OrderFilled"}
+        for module in ("ledger.lens", "ledger.codec"):
+            monkeypatch.setattr(f"{module}.event_types", lambda: without)
+        lens = Lens(without.values())
+        for read in (
+            journal.read_stream_lens(lens, f"order-{UUID(int=1)}"),
+            journal.read_tagged_lens(lens, book),
+        ):
+            with pytest.raises(StoredEventInvalid, match="offset 1"):
+                await read
 
 
 async def test_an_unknown_type_is_noticed(database_url: str, monkeypatch: Any) -> None:

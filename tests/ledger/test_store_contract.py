@@ -19,8 +19,9 @@ from ledger.errors import (
     TooManyEvents,
     VersionConflict,
 )
-from ledger.event import Event, Metadata, NewEvent
+from ledger.event import Event, Metadata, NewEvent, event_types
 from ledger.journal import Journal
+from ledger.lens import Lens
 from ledger.prepare import CLOCKS_APART_MAX
 from ledger.stores import Appended
 from tests.ledger.support import (
@@ -84,21 +85,29 @@ async def test_times_at_the_ends_of_the_calendar_are_kept(database_url: str) -> 
 async def test_a_part_of_a_stream_or_of_what_is_tagged(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only what lies below an offset, only so many; however many are read at once."""
+    """Only what lies below an offset, only so many; however many are read at once, and how."""
+    lens = Lens(event_types().values())
     async with opened(database_url) as journal:
         streams = [("s", "t")[number % 3 == 2] for number in range(12)]
         await journal.append([note(stream, tagged=("x",)) for stream in streams])
         own = [offset for offset, stream in enumerate(streams) if stream == "s"]
         for chunk_size in (1, 2, 3, 1000):
             monkeypatch.setattr("ledger.journal.CHUNK_SIZE", chunk_size)
+            monkeypatch.setattr("ledger.journal.PACKED_CHUNK_SIZE", chunk_size)
             for stop in range(13):
                 found = await journal.read_stream("s", stop=stop)
                 assert [each.offset for each in found] == [each for each in own if each < stop]
                 tagged = await journal.read_tagged("x", 2, stop=stop)
                 assert [each.offset for each in tagged] == list(range(3, stop))
+                found = await journal.read_stream_lens(lens, "s", stop=stop)
+                assert [each.offset for each in found] == [each for each in own if each < stop]
+                tagged = await journal.read_tagged_lens(lens, "x", 2, stop=stop)
+                assert [each.offset for each in tagged] == list(range(3, stop))
             for limit in range(1, 10):
                 found = await journal.read_stream("s", 1, limit=limit)
                 assert [each.offset for each in found] == own[1 : 1 + limit]
+                found = await journal.read_stream_lens(lens, "s", limit=limit)
+                assert [each.offset for each in found] == own[:limit]
 
 
 async def test_what_has_not_happened_yet_is_refused(database_url: str) -> None:
@@ -642,6 +651,9 @@ async def test_events_are_found_by_tag(database_url: str) -> None:
         assert await journal.read_tagged("never") == []
         few = await journal.store.read_tagged(journal.journal_id, "t", -1, 2)
         assert [stored.offset for stored in few] == [0, 1]
+        lens = Lens(event_types().values())
+        assert [each.offset for each in await journal.read_tagged_lens(lens, "t", 1)] == [2, 4]
+        assert await journal.read_tagged_lens(lens, "never") == []
 
 
 async def test_a_stream_is_read_from_any_version_on(database_url: str) -> None:

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ledger.domain.api_keys import ApiKeyUsed
+from ledger.domain.api_keys import ApiKeyIssued, ApiKeyUsed
 from ledger.domain.orders import Action, OrderFilled, OrderPlaced, OrderType, position_tag
 from ledger.domain.users import LoginFailed, LoginReason, PasswordChanged, UserRegistered
-from ledger.event import Amount, RecordedEvent, VenueAmount
+from ledger.event import Amount, Metadata, NewEvent, RecordedEvent, VenueAmount
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
 from projections.database import Database
@@ -248,6 +248,61 @@ def test_keys_are_checked() -> None:
     assert key_of("users", str(an_id("user 0"))) == an_id("user 0")
     with pytest.raises(InvalidRequest, match="not a user_id"):
         key_of("users", "u")
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 10])
+async def test_a_key_with_uses_for_many_chunks(
+    journal: Journal, database: Database, monkeypatch: pytest.MonkeyPatch, chunk_size: int
+) -> None:
+    """All of them count, at every size, wherever chunks end."""
+    monkeypatch.setattr("ledger.journal.PACKED_CHUNK_SIZE", chunk_size)
+    key_id, user_id = an_id("key"), an_id("user 0")
+    register = UserRegistered(user_id=user_id, username="u", password_hash="x")
+    issue = ApiKeyIssued(key_id=key_id, user_id=user_id, name="laptop")
+    uses = [ApiKeyUsed(key_id=key_id, action="read", source="desk-7") for _ in range(20)]
+    await append(journal, [register, issue, *uses])
+    for size in range(2, 23):
+        row = await own_row(journal, database, "api_keys", key_id, size)
+        assert (row["key_id"], row["user_id"]) == (key_id, user_id)
+        assert (row["requests_count"], row["changed_size"]) == (size - 2, size)
+
+
+@pytest.mark.parametrize("table", ["users", "api_keys"])
+async def test_an_erased_user_is_so_in_each_row(
+    journal: Journal, database: Database, table: str
+) -> None:
+    """Whatever the size: what was encrypted for them is None, as in the fold of all events."""
+    key_id, user_id = an_id("key"), an_id("user 0")
+    register = UserRegistered(user_id=user_id, username="u", password_hash="x")
+    issue = ApiKeyIssued(key_id=key_id, user_id=user_id, name="laptop", key_hash="0f")
+    await append(journal, [register, issue])
+    key = {"users": user_id, "api_keys": key_id}[table]
+    before = await own_row(journal, database, table, key, 2)
+    await journal.privacy.destroy(f"user-{user_id}")
+    after = await own_row(journal, database, table, key, 2)
+    assert (await all_states(journal, table, 2))[key][-1][1] == after
+    gone = {name for name in before if before[name] != after[name]}
+    expected = {
+        "users": {"username", "password_hash", "is_erased"},
+        "api_keys": {"name", "key_hash"},
+    }
+    assert gone == expected[table]
+
+
+async def test_a_history_names_who_did_it(journal: Journal, database: Database) -> None:
+    """Its events come with stream, ids and actor, which the fold itself does not look at."""
+    user_id, request = an_id("user 0"), an_id("request")
+    metadata = Metadata(
+        actor="ann", request_id="r1", correlation_id=request, ip_address="192.0.2.1"
+    )
+    event = UserRegistered(user_id=user_id, username="u", password_hash="x")
+    await journal.append(NewEvent(event, event_id=an_id("event"), metadata=metadata))
+    found = await history_of(journal, database, "users", user_id, 1)
+    assert found.note is None
+    [change] = found.changes
+    assert (change.event_id, change.stream) == (str(an_id("event")), f"user-{user_id}")
+    assert (change.actor, change.request_id, change.correlation_id) == ("ann", "r1", str(request))
+    assert change.columns["user_id"] == user_id
 
 
 async def test_the_uses_of_a_key_are_its_own(journal: Journal, database: Database) -> None:

@@ -1,7 +1,8 @@
 """From real files to read models, through the programs that a user would run.
 
 Each file goes `adapter | ledger append -`, then `projections run --once`; what the tables say is
-compared with the exchange's own figures and with tallies that were made without the adapters.
+compared with the exchange's own figures and with tallies that were made without the adapters. The
+first two are started as users start them, the others as `tests.support.programs` does.
 """
 
 from __future__ import annotations
@@ -38,11 +39,9 @@ from projections.replaying import fold_prefix
 from projections.security_audit_logs import SecurityAuditLog
 from projections.users import User
 from tests.examples.support import Conversion, command
+from tests.support.programs import run as programs_run
 
-ROOT = Path(__file__).parents[2]
 LEDGER = (sys.executable, "-m", "ledger")
-PROJECTIONS = (sys.executable, "-m", "projections")
-REPLAY = (sys.executable, str(ROOT / "replay.py"))
 
 RELATIVE_ERROR_MAX = Decimal("1e-8")  # the exchange gives ten digits
 PNL_ERROR_MAX = Decimal("2e-6")
@@ -63,11 +62,9 @@ class Programs(NamedTuple):
         """Return what a program finds in its environment."""
         return {**os.environ, "LEDGER_DATABASE_URL": self.database_url}
 
-    def run(self, *arguments: str, data: bytes | None = None) -> str:
+    def run(self, *arguments: str, data: bytes = b"") -> str:
         """Run a program that must succeed and return what it prints."""
-        done = subprocess.run(
-            arguments, input=data, capture_output=True, check=False, env=self.environment()
-        )
+        done = programs_run(*arguments, environment=self.environment(), stdin=data)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode()
 
@@ -84,7 +81,7 @@ class Programs(NamedTuple):
                 env=self.environment(),
             )
         assert (adapter.returncode, append.returncode) == (0, 0), append.stderr.decode()
-        self.run(*PROJECTIONS, "run", "--once")
+        self.run("projections", "run", "--once")
         return append.stdout.decode()
 
     async def rows(self, model: type[Model]) -> list[Model]:
@@ -104,8 +101,8 @@ def check_import(programs: Programs, name: str, file: Path, conversion: Conversi
     """Import a file, prove the tables right, and import the same lines in vain."""
     events = len(conversion.lines)
     assert programs.import_file(name, file).startswith(f"{events} events stored, 0 ")
-    assert programs.run(*REPLAY, "verify").startswith(f"verified: {events:,} events, ")
-    again = programs.run(*LEDGER, "append", "-", data=conversion.output)
+    assert programs.run("replay.py", "verify").startswith(f"verified: {events:,} events, ")
+    again = programs.run("ledger", "append", "-", data=conversion.output)
     assert again == f"0 events stored, {events} were stored before\n"
 
 
@@ -197,8 +194,17 @@ def _check_sample(
 def _position_as_of(programs: Programs, fill: RecordedEvent) -> Decimal:
     """Read the position before a fill from `replay.py as-of` at the fill's offset."""
     assert isinstance(fill.event, OrderFilled)
-    arguments = ("as-of", "--size", str(fill.offset), "--table", "positions", "--format", "json")
-    answer = json.loads(programs.run(*REPLAY, *arguments))
+    arguments = (
+        "replay.py",
+        "as-of",
+        "--size",
+        str(fill.offset),
+        "--table",
+        "positions",
+        "--format",
+        "json",
+    )
+    answer = json.loads(programs.run(*arguments))
     assert answer["size"] == fill.offset
     return sum(
         (

@@ -11,7 +11,6 @@ from tests.faults.bench import Bench
 from tests.faults.checking import Broken
 from tests.faults.extent import Extent
 from tests.faults.processes import (
-    FORKS,
     REFUSED,
     Process,
     append_once,
@@ -19,6 +18,7 @@ from tests.faults.processes import (
     swap_once,
 )
 from tests.faults.proxy import CUTS, Act, Link, Proxy, cut_after, cut_before
+from tests.support.forks import FORKS
 
 SWAPPED = ("positions",)
 NEW_APPENDS = 3

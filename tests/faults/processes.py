@@ -7,7 +7,6 @@ refused; with anything else something is wrong.
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import sys
@@ -29,14 +28,12 @@ from projections.rebuilding import Comparison, Options, Watch, rebuild, rollback
 from projections.worker import Worker
 from tests.faults.account import Account, history
 from tests.faults.statements import Fuse
+from tests.support.forks import FORKS
 
 BATCH_EVENTS = 20
 RETRY_SECONDS = 0.05
 END_SECONDS = 60
 REFUSED = LedgerError.exit_code, StoreUnavailable.exit_code
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.faults.processes"])
 
 
 def settings_for(url: str) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
@@ -17,6 +16,7 @@ from ledger.prepare import prepare
 from ledger.settings import Settings
 from ledger.stores import Store
 from ledger.stores.opening import open_store
+from tests.support import programs
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = Path(__file__).parents[2]
@@ -132,12 +132,6 @@ def ledger(
     url: str, *arguments: str, stdin: bytes = b"", cwd: Path = ROOT, **variables: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the program `ledger` to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "ledger", *arguments],
-        env=environment(url, **variables),
-        input=stdin,
-        capture_output=True,
-        cwd=cwd,
-        check=False,
-        timeout=60,
+    return programs.run(
+        "ledger", *arguments, environment=environment(url, **variables), stdin=stdin, cwd=cwd
     )

@@ -25,7 +25,7 @@ from ledger.stores import Appended
 from tests.ledger.support import assert_sound, note, opened, read_all
 from tests.ledger.workers import Record, append_steadily, ended, hold_transactions, start
 
-SECONDS = float(os.environ.get("LEDGER_TEST_TAIL_SECONDS", "6"))
+SECONDS = float(os.environ.get("LEDGER_TEST_TAIL_SECONDS", "4"))
 STEADY, HOLDING = 6, 2
 KILL_EVERY_EVENTS = 500
 

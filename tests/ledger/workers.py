@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import random
 import sqlite3
 import time
@@ -27,17 +26,15 @@ from ledger.stores.postgres_batch import Batch as PostgresBatch
 from ledger.stores.sqlite_batch import Batch as SqliteBatch
 from ledger.stores.turns import turn
 from tests.ledger.support import note, opened
+from tests.support.forks import FORKS
 
 HOLD_SECONDS_MAX = 0.03
 MAIN = 1
 
-_processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["tests.ledger.workers"])
-
 
 def start(work: Callable[..., None], *arguments: Any) -> BaseProcess:
     """Start a process that does `work`."""
-    process = _processes.Process(target=work, args=arguments, daemon=True)
+    process = FORKS.Process(target=work, args=arguments, daemon=True)
     process.start()
     return process
 

@@ -6,16 +6,13 @@ They are forked from a server that has imported everything, so that one lives wi
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 from multiprocessing.process import BaseProcess
 
 from ledger.journal import open_journal
 from ledger.settings import Settings
 from projections.database import Database
 from projections.reactor import Reactor
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.projections.reactors"])
+from tests.support.forks import FORKS
 
 
 def start(url: str) -> BaseProcess:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from collections.abc import Sequence
@@ -19,9 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from ledger.settings import Settings
 from projections.database import explained
 from projections.rebuilding import Options, Watch, rebuild, rollback, shape_postgres
+from tests.support.forks import FORKS
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.projections.rebuilders"])
 DONE = 0
 
 

@@ -29,8 +29,11 @@ from tests.projections.support import an_id
 PARTS = ("ledger", "projections", "migrations", "replay.py", "alembic.ini", "pyproject.toml")
 CALLERS = 50
 USERS = 50
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = 0.02
 SNAPSHOT_QUERIES = 5
+QUERY_PAUSE_SECONDS = 0.005
+SNAPSHOT_PAUSE_SECONDS = 0.1
+"""Where two readers leave no moment without a snapshot, a swap tries for a minute."""
 
 LOOK = """
 SELECT (SELECT size FROM checkpoints WHERE group_name = 'trading' AND journal_id = 1) AS size,
@@ -249,9 +252,10 @@ async def read_long(url: str, reader: Reader, going: Callable[[], bool]) -> None
                 rows = []
                 for _ in range(SNAPSHOT_QUERIES):
                     rows.append(await connection.fetchrow(look()))
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await asyncio.sleep(QUERY_PAUSE_SECONDS)
             assert len(set(map(tuple, rows))) == 1
             reader.see(rows[0])
+            await asyncio.sleep(SNAPSHOT_PAUSE_SECONDS)
 
 
 async def read_snapshots(url: str, reader: Reader, going: Callable[[], bool]) -> None:
@@ -262,9 +266,10 @@ async def read_snapshots(url: str, reader: Reader, going: Callable[[], bool]) ->
             async with database.snapshot() as connection:
                 for _ in range(SNAPSHOT_QUERIES):
                     rows.append((await connection.exec_driver_sql(look())).mappings().one())
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await asyncio.sleep(QUERY_PAUSE_SECONDS)
             assert len({tuple(row.values()) for row in rows}) == 1
             reader.see(rows[0])
+            await asyncio.sleep(SNAPSHOT_PAUSE_SECONDS)
 
 
 @contextlib.asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from multiprocessing.process import BaseProcess
@@ -14,9 +13,8 @@ from projections import snapshot_format
 from projections.database import Database
 from projections.groups import TRADING
 from projections.snapshots import take
+from tests.support.forks import FORKS
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.projections.snapshot_takers"])
 CHUNK_ROWS = 3
 
 

@@ -4,34 +4,26 @@ from __future__ import annotations
 
 import re
 import sqlite3
-import subprocess
-import sys
 
 from projections.checking import STEPS
-from tests.ledger.support import ROOT, environment
+from tests.ledger.support import environment
+from tests.support import programs
 
 
-def run(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of this project to its end."""
-    return subprocess.run(
-        [sys.executable, *arguments],
-        env=environment(url),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=120,
-    )
+def run(url: str, *command: str) -> tuple[int, str]:
+    """Run a program of this project; return its exit code and what it printed."""
+    done = programs.run(*command, environment=environment(url))
+    return done.returncode, done.stdout.decode() + done.stderr.decode()
 
 
 def test_every_step_passes_and_the_tables_are_right_afterwards(database_url: str) -> None:
     """Each of the 14 steps prints its line, run after run, and verify finds no difference."""
     for _ in range(2):
-        done = run(database_url, "-m", "projections", "check")
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert len(re.findall(r"^ ?\d+ ok ", done.stdout, re.MULTILINE)) == len(STEPS) == 14
-    done = run(database_url, "replay.py", "verify", "--journal", "check")
-    assert done.stdout.startswith("verified"), done.stdout + done.stderr
+        code, said = run(database_url, "projections", "check")
+        assert code == 0, said
+        assert len(re.findall(r"^ ?\d+ ok ", said, re.MULTILINE)) == len(STEPS) == 14
+    _, said = run(database_url, "replay.py", "verify", "--journal", "check")
+    assert said.startswith("verified"), said
 
 
 def test_a_step_that_fails_is_named_and_the_others_are_tried(sqlite_url: str) -> None:
@@ -43,8 +35,8 @@ def test_a_step_that_fails_is_named_and_the_others_are_tried(sqlite_url: str) ->
             "WHERE position_id = NEW.position_id; END"
         )
     connection.close()
-    done = run(sqlite_url, "-m", "projections", "check")
-    assert done.returncode == 1
-    failed = re.findall(r"FAILED (.*)", done.stdout)
+    code, said = run(sqlite_url, "projections", "check")
+    assert code == 1
+    failed = re.findall(r"FAILED (.*)", said)
     assert failed == ["P&L: realized_pnl is Decimal('0'), not Decimal('10')"]
-    assert done.stdout.endswith(f"1 of {len(STEPS)} steps failed\n")
+    assert said.endswith(f"1 of {len(STEPS)} steps failed\n")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from uuid import UUID
 
 import msgspec
@@ -19,6 +17,7 @@ from projections.groups import TRADING
 from projections.projector import Projector
 from tests.ledger.support import environment
 from tests.projections.support import an_id, append
+from tests.support import programs
 from tests.support.orders import ORDER, USER, fill, placed
 
 UNKNOWN = an_id("unknown")
@@ -79,12 +78,6 @@ async def test_the_command_prints_them(journal: Journal, database: Database) -> 
 
 def run(url: str, *options: str) -> str:
     """Run the command to its end and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "projections", "flagged", *options],
-        env=environment(url),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    return done.stdout
+    done = programs.run("projections", "flagged", *options, environment=environment(url))
+    assert done.returncode == 0, done.stderr
+    return done.stdout.decode()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from random import Random
 
 import pytest
@@ -22,8 +20,10 @@ from projections.fold import Group
 from projections.groups import GROUPS, MARKS, TRADING
 from projections.projector import Projector, wait_visible
 from projections.users import users
+from tests.ledger.support import environment
 from tests.projections.random_events import random_events
 from tests.projections.support import an_id, append, assert_live_is_replay, live_tables
+from tests.support import programs
 
 POINTS = 50
 
@@ -50,21 +50,21 @@ async def test_a_killed_projector_leaves_a_whole_number_of_events(
     kills, reached = 0, 0
     while reached < size:
         process = start_projector(settings, "--batch-size", "20")
-        target = reached + 250
-        await wait_visible(database, journal, min(target, size), TRADING, timeout_seconds=60)
-        process.kill()
-        process.wait()
+        try:
+            target = min(reached + 250, size)
+            await wait_visible(database, journal, target, TRADING, timeout_seconds=60)
+        finally:
+            process.kill()
+            process.join()
         kills += 1
         reached = await assert_live_is_replay(journal, database, TRADING)
     assert kills > 2
 
 
-def start_projector(settings: Settings, *options: str) -> subprocess.Popen[bytes]:
-    """Start `python -m projections run` on the database."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "projections", "run", *options],
-        env={**os.environ, "LEDGER_DATABASE_URL": settings.database_url},
-    )
+def start_projector(settings: Settings, *options: str) -> BaseProcess:
+    """Start `projections run` on the database; once it is killed, its leases end soon."""
+    variables = environment(settings.database_url, LEDGER_LEASE_SECONDS="0.5")
+    return programs.start("projections", "run", *options, environment=variables)
 
 
 async def test_two_projectors_share_the_work(

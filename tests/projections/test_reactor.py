@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
-import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -48,8 +46,9 @@ from projections.protection import Tables
 from projections.reactor import Reaction, Reactor
 from projections.replaying import fold_prefix
 from projections.verification import verify
-from tests.ledger.support import ROOT, Clock, append_unasked, environment
+from tests.ledger.support import Clock, append_unasked, environment
 from tests.projections.support import an_id
+from tests.support import programs
 
 USER = an_id("trader")
 BUY, SELL = Action.BUY, Action.SELL
@@ -443,18 +442,13 @@ async def test_the_program_reacts_and_says_what_it_did(desk: Desk, settings: Set
     position_id = await desk.open()
     await desk.mark("80")
     done = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "projections", "react", "--once"],
-        env=environment(settings.database_url),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-        timeout=60,
+        programs.run,
+        *("projections", "react", "--once"),
+        environment=environment(settings.database_url),
     )
     assert done.returncode == 0, done.stderr
     [order] = await desk.closing()
-    [line] = done.stdout.splitlines()
+    [line] = done.stdout.decode().splitlines()
     assert line.startswith(f"stop_loss of position {position_id} placed order {order.order_id}: ")
 
 

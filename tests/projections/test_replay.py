@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from datetime import datetime, timedelta
 from random import Random
 from typing import Any
@@ -17,9 +15,10 @@ from ledger.settings import Settings
 from projections.database import Database
 from projections.groups import GROUPS, TABLES, TRADING
 from projections.projector import Projector
-from tests.ledger.support import ROOT, Clock, environment
+from tests.ledger.support import Clock, environment
 from tests.projections.random_events import random_events
 from tests.projections.support import Run, append, assert_live_is_replay, fill, tables_as_of
+from tests.support import programs
 
 POINTS = 50
 MICROSECOND = timedelta(microseconds=1)
@@ -110,14 +109,8 @@ def test_the_program_finds_the_size_at_a_time(database_url: str) -> None:
             return moment, size, await tables_as_of(journal, TRADING, size)
 
     moment, size, expected = asyncio.run(work())
-    done = subprocess.run(
-        [sys.executable, "replay.py", "as-of", "--recorded", moment.isoformat(), "--format=json"],
-        env=environment(database_url),
-        capture_output=True,
-        check=False,
-        cwd=ROOT,
-        timeout=60,
-    )
+    asked = ("as-of", "--recorded", moment.isoformat(), "--format=json")
+    done = programs.run("replay.py", *asked, environment=environment(database_url))
     assert (done.returncode, done.stderr) == (0, b"")
     answer = json.loads(done.stdout)
     assert (answer["size"], answer["provisional"]) == (size, False)

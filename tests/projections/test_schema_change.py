@@ -16,7 +16,6 @@ from projections.database import Database
 from projections.groups import TRADING
 from tests.ledger.support import ROOT
 from tests.postgres import PostgresServer
-from tests.projections import rebuilders
 from tests.projections.rebuilds import execute, fetch, project, until
 from tests.projections.schema_change import (
     VIEW,
@@ -34,6 +33,7 @@ from tests.projections.schema_change import (
     worker,
 )
 from tests.projections.support import append
+from tests.support.forks import FORKS
 
 APPENDS_PER_SECOND = 2000
 APPENDS_MIN = float(os.environ.get("LEDGER_TEST_APPENDS_MIN", APPENDS_PER_SECOND / 4))
@@ -91,7 +91,7 @@ async def test_a_column_is_added_under_load(
 @contextlib.contextmanager
 def appends(url: str, told: Path) -> Iterator[None]:
     """Keep a process appending, at no less than APPENDS_MIN."""
-    process = rebuilders.FORKS.Process(
+    process = FORKS.Process(
         target=append_steadily, args=(url, APPENDS_PER_SECOND, told), daemon=True
     )
     process.start()

@@ -51,10 +51,11 @@ from tests.ledger.support import ROOT, environment
 from tests.postgres import PostgresServer
 from tests.projections import checkpoint_audit
 from tests.projections.random_events import random_events
+from tests.projections.silence import Silent
 from tests.projections.support import an_id, append, assert_live_is_replay
 from tests.projections.worker_processes import WorkerProcess, ended
 
-SECONDS = float(os.environ.get("LEDGER_TEST_WORKER_SECONDS", "8"))
+SECONDS = float(os.environ.get("LEDGER_TEST_WORKER_SECONDS", "5"))
 LEASE_SECONDS = 1.0
 SLACK_SECONDS = 1.5
 WAIT_SECONDS = 30
@@ -541,6 +542,35 @@ async def test_a_frozen_worker_writes_nothing_when_it_wakes(postgres_url: str) -
         for each in (await checkpoint_audit.read(database)).values():
             checkpoint_audit.assert_one_writer(each)
         assert (await verify(database, journal, GROUPS.values())).differences == 0
+
+
+@pytest.mark.parametrize(
+    "locking",
+    [
+        "SELECT FROM checkpoints WHERE group_name = 'marks' FOR UPDATE",
+        "INSERT INTO checkpoints (journal_id, group_name, size, fold_version, updated_at)"
+        " SELECT journal_id, 'postings', 0, '', now() FROM journals",
+    ],
+    ids=["with a row locked", "with a row that keeps others from any beat"],
+)
+async def test_a_worker_frozen_within_a_statement_is_succeeded(
+    locking: str, postgres_url: str
+) -> None:
+    """No timeout ends its transaction; another one has the server do it, and takes its pairs."""
+    settings = Settings(database_url=postgres_url, lease_seconds=0.4)
+    async with Database(settings) as database, Silent.connected(settings) as frozen:
+        async with running(settings, groups=[TRADING, MARKS]):
+            await eventually(lambda: is_now(owned(database), 2))
+        await frozen.run(f"BEGIN; {locking}")
+        await frozen.begin_statement()
+        async with running(settings) as second:
+            await eventually(lambda: is_now(counts(database), {second.worker.worker_id: 3}))
+        assert await is_told(second, "ended 1 session(s) of a program")
+
+
+async def owned(database: Database) -> int:
+    """Return how many pairs have an owner."""
+    return sum(owner is not None for owner in (await owners(database)).values())
 
 
 async def test_projectors_without_a_lease_do_no_harm(

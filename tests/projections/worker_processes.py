@@ -6,7 +6,6 @@ They are forked from a server that has imported everything, so that one lives wi
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -15,9 +14,8 @@ from multiprocessing.process import BaseProcess
 
 from ledger.settings import Settings
 from projections.worker import Worker
+from tests.support.forks import FORKS
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.projections.worker_processes"])
 END_SECONDS = 30
 
 

@@ -6,7 +6,6 @@ import asyncio
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
@@ -17,9 +16,10 @@ import pytest
 from ledger.proof.log import Sealed, log_of, verify_sealed
 from ledger.proof.notes import CheckpointBody, Note, SigningKey
 from tests.ledger.proof.sealers import KEY, append, root_of_events, seal, tamper
-from tests.ledger.support import ROOT, Clock, environment, ledger, opened
+from tests.ledger.support import Clock, environment, ledger, opened
 from tests.ledger.test_append_only import GROUPS, run
 from tests.postgres import PostgresServer
+from tests.support import programs
 
 EVENTS = 3_000
 EACH_KIND = 4
@@ -350,13 +350,7 @@ async def _append_and_seal(owner: str, sealer: str) -> None:
 
 def replay(url: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
     """Run replay.py to its end."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "replay.py"), *arguments],
-        env=environment(url),
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
+    return programs.run("replay.py", *arguments, environment=environment(url))
 
 
 def test_replay_verify_says_what_was_sealed(sqlite_url: str, tmp_path: Path) -> None:

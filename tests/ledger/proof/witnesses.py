@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import multiprocessing
 import os
 import signal
 import threading
@@ -19,13 +18,12 @@ from ledger.proof.notes import CheckpointBody, Note, SigningKey, VerifierKey
 from ledger.proof.requests import AddCheckpoint
 from ledger.proof.witness import Answer, Witness, WitnessServer
 from tests.ledger.proof.sealers import KEY
+from tests.support.forks import FORKS
 
 WITNESS_KEY = SigningKey("witness.example/w1", bytes(range(1, 33)))
 OTHER_WITNESS_KEY = SigningKey("witness.example/w2", bytes(range(2, 34)))
 FORK_KEY = SigningKey("ledger/main.2", bytes(range(3, 35)))
 LOGS = (KEY.verifier, FORK_KEY.verifier)
-
-_processes = multiprocessing.get_context("forkserver")
 
 
 @dataclass
@@ -140,8 +138,8 @@ def serve_until_killed(folder: Path, death: str, tell: Connection) -> None:
 @contextmanager
 def process(folder: Path, death: str = "never") -> Iterator[tuple[BaseProcess, int]]:
     """Serve a witness in a process; give that and the port."""
-    receive, send = _processes.Pipe(duplex=False)
-    started = _processes.Process(target=serve_until_killed, args=(folder, death, send), daemon=True)
+    receive, send = FORKS.Pipe(duplex=False)
+    started = FORKS.Process(target=serve_until_killed, args=(folder, death, send), daemon=True)
     started.start()
     try:
         assert receive.poll(30)

@@ -52,3 +52,19 @@ def is_withheld(table: str, column: str | None, expected: object) -> bool:
     if column not in PERSONAL_COLUMNS.get(table, ()):
         return False
     return expected is None or "erased" in str(expected)
+
+
+def erased_in(table: str, column: str, dialect: str) -> str:
+    """Return the SQL condition that a row `n`, as the journal makes it, has lost a column's value.
+
+    Only that explains why a table holds another value than its fold gives.
+    """
+    if table == "users":
+        return "n.is_erased"
+    if table != "security_audit_logs":
+        return f"n.{column} IS NULL"
+    is_sqlite = dialect == "sqlite"
+    listed = "json_extract(n.details, '$.erased')" if is_sqlite else "n.details::jsonb -> 'erased'"
+    if column == "details":
+        return f"{listed} IS NOT NULL"
+    return f"""coalesce(CAST({listed} AS text), '') LIKE '%"{column}"%'"""

@@ -113,7 +113,7 @@ class Accepting(Watch):
         self._watch.folded(events, total)
 
     def accepts(self, compared: Sequence[Comparison]) -> bool:
-        """Whether only personal columns differ."""
+        """Whether only what was erased differs."""
         self.refused = [said for each in compared for said in beyond_erasure(each)]
         return not self.refused
 
@@ -124,11 +124,11 @@ def beyond_erasure(compared: Comparison) -> list[str]:
     found = [
         f"{compared.table}: {count:,} rows only in the {which}" for which, count in rows if count
     ]
-    personal = PERSONAL_COLUMNS.get(compared.table, ())
     return found + [
-        f"{compared.table}.{each.column}: {each.rows:,} rows, the first {each.key}"
+        f"{compared.table}.{each.column}: {each.rows - each.erased:,} rows, the first of all that "
+        f"differ {each.key}"
         for each in compared.differing
-        if each.column not in personal
+        if each.rows > each.erased
     ]
 
 

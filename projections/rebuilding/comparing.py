@@ -17,7 +17,7 @@ from sqlalchemy import Dialect
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from projections.database import explained
-from projections.people import WITHHELD, is_withheld
+from projections.people import PERSONAL_COLUMNS, WITHHELD, erased_in, is_withheld
 from projections.projection import Projection
 from projections.rebuilding.following import Follower
 from projections.rebuilding.plan import Plan
@@ -28,13 +28,18 @@ JOIN_MEMORY = "256MB"
 
 
 class ColumnDifference(msgspec.Struct, frozen=True):
-    """How many rows differ in a column, and the first of them by key."""
+    """How many rows differ in a column, and the first of them by key.
+
+    Of the rows some may be those of erased people, whose values the journal no longer has: so many
+    are `erased`.
+    """
 
     column: str
     rows: int
     key: str
     old: str | None
     new: str | None
+    erased: int = 0
 
 
 class Comparison(msgspec.Struct, frozen=True):
@@ -251,7 +256,16 @@ class _Comparer:
             )
             old, new = (await self._connection.execute(query, {"first": first})).first() or ("", "")
             is_gone = is_withheld(self._table, name, new)
-            yield ColumnDifference(name, count, first, WITHHELD if is_gone else old, new)
+            shown, erased = WITHHELD if is_gone else old, await self._erased(name)
+            yield ColumnDifference(name, count, first, shown, new, erased)
+
+    async def _erased(self, name: str) -> int:
+        """Return how many rows differ in a column because its value was erased."""
+        if name not in PERSONAL_COLUMNS.get(self._table, ()):
+            return 0
+        is_erased = erased_in(self._table, name, self._dialect.name)
+        where = f"{self._differs(name)} AND {is_erased}"
+        return await self._scalar(f"SELECT count(*) FROM {self._joined} WHERE {where}")
 
     async def _scalar(self, query: str) -> int:
         return int((await self._connection.exec_driver_sql(query)).scalar_one())

@@ -19,6 +19,7 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
+from ledger.domain.api_keys import ApiKeyIssued
 from ledger.domain.orders import Action, OrderPlaced, OrderType
 from ledger.domain.users import RolesChanged, UserErased, UserRegistered
 from ledger.errors import JournalNotFound
@@ -26,9 +27,11 @@ from ledger.event import Amount, Metadata, NewEvent
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
 from projections import rewriting, scrubbing, snapshots
+from projections.api_keys import ApiKey
 from projections.bookkeeping import parked_keys, skipped_events
 from projections.database import Database
 from projections.groups import GROUPS, MARKS, POSTINGS, TRADING
+from projections.model import ReadModel
 from projections.people import PERSONAL_COLUMNS, keys_forgotten, sees_people
 from projections.projector import Projector
 from projections.rebuilding import RebuildRunning, Watch
@@ -196,6 +199,34 @@ async def test_only_what_an_erasure_changes_is_accepted(
     with pytest.raises(TablesDiffer, match="logs: 2 rows only in the new") as caught:
         await scrubbed(settings)
     assert not [word for word in ("tampered", *NAMES) if word in str(caught.value)]
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "value"),
+    [
+        (User, "password_hash", "planted"),
+        (User, "email", "planted@example.org"),
+        (ApiKey, "key_hash", "planted"),
+        (SecurityAuditLog, "ip_address", "198.51.100.1"),
+        (SecurityAuditLog, "details", {"planted": True}),
+    ],
+)
+async def test_what_was_planted_is_not_washed_away(
+    settings: Settings,
+    database: Database,
+    lived: Journal,
+    model: type[ReadModel],
+    column: str,
+    value: object,
+) -> None:
+    """A personal column of somebody who was not erased must be as the journal says."""
+    issued = ApiKeyIssued(key_id=an_id("key"), user_id=an_id(NAMES[1]), name="k", key_hash="h")
+    await lived.append(NewEvent(issued))
+    await project(database, lived)
+    own = model.__table__.c.user_id == an_id(NAMES[1])
+    await change(database, sa.update(model).where(own).values({column: value}))
+    with pytest.raises(TablesDiffer, match=rf"{model.__tablename__}\.{column}: \d+ rows"):
+        await scrubbed(settings)
 
 
 async def test_a_rebuild_is_under_way(

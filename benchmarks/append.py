@@ -31,8 +31,9 @@ from uuid_utils.compat import uuid7
 from benchmarks.measure import DURABILITY, Figure, drive, figure, machine, median, settle, table
 from ledger import console
 from ledger.conditions import ExpectedVersion
+from ledger.domain.api_keys import ApiKeyIssued, ApiKeyUsed
 from ledger.domain.marks import PriceMarked
-from ledger.event import NewEvent, VenueAmount
+from ledger.event import Metadata, NewEvent, VenueAmount
 from ledger.journal import Journal, open_journal
 from ledger.migrate import migrate
 from ledger.settings import Settings
@@ -69,6 +70,28 @@ async def ours(url: str, callers: int, events: int) -> Figure:
     news = [new_event() for _ in range(events)]
     async with open_journal(Settings(database_url=url)) as journal:
         return await drive(callers, events, lambda number: append_one(journal, news[number]))
+
+
+async def personal(url: str, callers: int, events: int) -> Figure:
+    """Append uses of 100 people's API keys from an ip address, which is encrypted."""
+    keys = [(uuid7(), uuid7()) for _ in range(100)]
+    issued = [
+        NewEvent(ApiKeyIssued(key_id=key, user_id=user, name="key", key_hash="0"))
+        for key, user in keys
+    ]
+    metadata = Metadata(ip_address="203.0.113.7")
+    news = [
+        NewEvent(ApiKeyUsed(key_id=keys[number % 100][0], action="read"), metadata=metadata)
+        for number in range(events)
+    ]
+    async with open_journal(Settings(database_url=url)) as journal:
+        await journal.append(issued)
+        return await drive(callers, events, lambda number: append_any(journal, news[number]))
+
+
+async def append_any(journal: Journal, new: NewEvent) -> None:
+    """Append an event to a stream that may have others."""
+    await journal.append(new)
 
 
 async def append_one(journal: Journal, new: NewEvent) -> None:
@@ -213,12 +236,14 @@ def contenders(postgres: str, sqlite: str, scale: float) -> dict[str, Contender]
         "ledger, 1 caller": lambda: ours(postgres, 1, n(1_500)),
         "ledger, 32 callers": lambda: ours(postgres, 32, n(20_000)),
         "ledger, 1,000 callers": lambda: ours(postgres, 1000, n(60_000)),
+        "ledger, 1,000 callers, encrypted": lambda: personal(postgres, 1000, n(60_000)),
         "ledger, 4 processes of 250 callers": lambda: several_processes(
             postgres, 4, 250, n(60_000)
         ),
         "ledger on SQLite, 1 caller": lambda: ours(sqlite, 1, n(1_500)),
         "ledger on SQLite, 32 callers": lambda: ours(sqlite, 32, n(10_000)),
         "ledger on SQLite, 1,000 callers": lambda: ours(sqlite, 1000, n(20_000)),
+        "ledger on SQLite, 1,000 callers, encrypted": lambda: personal(sqlite, 1000, n(20_000)),
     }
 
 

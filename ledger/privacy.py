@@ -112,8 +112,10 @@ class Privacy:
         keys: Mapping[str, DataKey | LedgerError],
     ) -> PreparedAppend | LedgerError:
         try:
-            events = [_with_digests(each, digest) for each in append.events]
-            prepared = prepare(events, append.prepared.conditions)
+            events, prepared = append.events, append.prepared
+            if any(map(_has_names, events)):
+                events = [_with_digests(each, digest) for each in events]
+                prepared = prepare(events, prepared.conditions)
             stored = list(prepared.events)
             for number, subject in subjects.items():
                 key = keys[subject]
@@ -128,26 +130,34 @@ class Privacy:
         """Return for each append whose data its events with personal fields hold.
 
         Who owns what an event is about stands in the first event of a stream: one that is stored,
-        or else in the same append, or in one before it.
+        or else in the same batch.
         """
-        personal = [
-            [number for number, new in enumerate(each.events) if is_personal(new)]
+        named = [
+            {
+                number: (new.event.subject(), new.event.owner_stream())
+                for number, new in enumerate(each.events)
+                if is_personal(new)
+            }
             for each in appends
         ]
         streams = {
             stream
-            for each, numbers in zip(appends, personal, strict=True)
-            for number in numbers
-            if (stream := _owner_stream(each.events[number])) is not None
+            for each in named
+            for subject, stream in each.values()
+            if subject is None and stream is not None
         }
         owners = await self._owners_of(streams)
-        found: list[dict[int, str]] = []
-        for each, numbers in zip(appends, personal, strict=True):
+        for each in appends if len(owners) < len(streams) else ():
             for new, prepared in zip(each.events, each.prepared.events, strict=True):
                 if prepared.stream in streams and (own := new.event.subject()) is not None:
                     owners.setdefault(prepared.stream, own)
-            found.append({number: _subject(each.events[number], owners) for number in numbers})
-        return found
+        return [
+            {
+                number: subject or owners.get(stream or "", NOBODY)
+                for number, (subject, stream) in each.items()
+            }
+            for each in named
+        ]
 
     async def _owners_of(self, streams: Collection[str]) -> dict[str, str]:
         """Return the subjects of the first events of streams, of those that have one."""
@@ -297,15 +307,11 @@ def is_personal(new: NewEvent) -> bool:
     return any(getattr(event, field) is not None for field in personal_fields(type(event)))
 
 
-def _owner_stream(new: NewEvent) -> str | None:
-    return None if new.event.subject() is not None else new.event.owner_stream()
-
-
-def _subject(new: NewEvent, owners: Mapping[str, str]) -> str:
-    return new.event.subject() or owners.get(new.event.owner_stream() or "", NOBODY)
+def _has_names(new: NewEvent) -> bool:
+    return type(new.event).with_digests is not Event.with_digests
 
 
 def _with_digests(new: NewEvent, digest: Callable[[str], str]) -> NewEvent:
-    if type(new.event).with_digests is Event.with_digests:
+    if not _has_names(new):
         return new
     return msgspec.structs.replace(new, event=new.event.with_digests(digest))

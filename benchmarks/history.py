@@ -36,12 +36,12 @@ from ledger.domain.users import UserRegistered, masked, name_digest
 from ledger.event import Event, NewEvent
 from ledger.prepare import prepare
 from ledger.privacy import NOBODY
-from ledger.security.data_keys import NAMES
+from ledger.security.data_keys import NAME_KEY, NAMES, check_of
 from ledger.security.fields import Place, encrypt
 from ledger.settings import async_url
 from ledger.sqltypes import time_to_text
 
-VERSION = 2
+VERSION = 3
 """Changes with whatever changes the history, so that a kept one is not taken for another."""
 
 LANES = 2
@@ -259,7 +259,9 @@ class Lane:
         shared = [Cipher(plan, each) for each in (NAMES, NOBODY)]
         self._name_key = shared[0].secret
         self._ciphers[NOBODY] = shared[1]
-        self._shared_keys = [each.row for each in shared] if number == 0 else []
+        mark = f"{JOURNAL}\t{NAME_KEY}\t{check_of(shared[0].secret)}\t{NAME_KEY}\t"
+        rows = [*(each.row for each in shared), f"{mark}{time_to_text(START)}\n"]
+        self._shared_keys = rows if number == 0 else []
         self._strangers = [self._stranger(n) for n in range(20)]
         self._steps: dict[str, Callable[[Order], None]] = {
             "A": self._accepted,

@@ -82,8 +82,8 @@ def _told(done: Erased) -> Iterator[str]:
     yield f"user {done.user_id}: the erasure was recorded {recorded}, the data key {key}"
     if done.plain_events:
         yield (
-            f"{done.plain_events} events of the user were stored in plain by an older release: "
-            "what is in them cannot be erased"
+            f"at least {done.plain_events} events of the user were stored in plain by an older "
+            "release: what is in them cannot be erased"
         )
     yield "next: `projections scrub` takes the values out of the read tables and their files"
 

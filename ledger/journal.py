@@ -53,6 +53,8 @@ RESOLVED_AT_ONCE = 50
 CHUNK_SIZE = 1000
 PACKED_CHUNK_SIZE = 2000
 """So many events of a stream or tag are read through a lens at once; the next are on their way."""
+OWNED_WITHIN = 10
+"""One of so many first events of a stream names whose it is, or none does: a venue may be first."""
 VERSION_MAX = 2**62
 """No stream gets there, and no offset."""
 
@@ -182,7 +184,10 @@ class Journal:
         try:
             return await self.privacy.protected(batch)
         except Exception as error:  # noqa: BLE001 - a bug must not leave callers waiting for ever
-            return [_unforeseen(error) for _ in batch]
+            reason = f"nothing was stored: encrypting it failed in an unforeseen way: {error!r}"
+            return [
+                StoreUnavailable(reason) if each.is_personal else each.prepared for each in batch
+            ]
 
     async def _store(self, batch: list[PreparedAppend]) -> list[Outcome]:
         try:
@@ -321,9 +326,8 @@ class Journal:
         await self.privacy.open(events)
         return events
 
-    async def _first_of(self, stream: str) -> StoredEvent | None:
-        found = await self.store.read_stream(self.journal_id, stream, 0, 1)
-        return found[0] if found else None
+    async def _first_of(self, stream: str) -> list[StoredEvent]:
+        return await self.store.read_stream(self.journal_id, stream, 0, OWNED_WITHIN)
 
     async def _all_chunks(
         self, start: int, stop: int, chunk_size: int

@@ -45,8 +45,8 @@ NOBODY = "nobody"
 OWNERS_KEPT_MAX = 100_000
 METADATA_FIELDS = personal_fields(Metadata)
 
-FirstOf = Callable[[str], Awaitable[StoredEvent | None]]
-"""Returns the first event of a stream."""
+FirstOf = Callable[[str], Awaitable[Sequence[StoredEvent]]]
+"""Returns the first few events of a stream."""
 
 
 class Plain(msgspec.Struct, frozen=True, gc=False):
@@ -70,7 +70,7 @@ class Privacy:
     def __init__(
         self, keys: DataKeys, journal: str, first_of: FirstOf, name_key: bytes | None = None
     ) -> None:
-        """Take the data keys, and what finds the first event of a stream."""
+        """Take the data keys, and what finds the first events of a stream."""
         self.keys = keys
         self._journal = journal
         self._first_of = first_of
@@ -79,12 +79,12 @@ class Privacy:
 
     async def name_key(self) -> bytes:
         """Return the key for digests of names: that of the settings, else one of the journal's."""
-        if self._name_key is not None:
-            return self._name_key
         key = (await self.keys.of_subjects([NAMES]))[NAMES]
         if isinstance(key, LedgerError):
             raise key
-        return key.secret
+        found = key.secret if self._name_key is None else self._name_key
+        await self.keys.check_name_key(found)
+        return found
 
     async def protected(self, appends: Sequence[Plain]) -> list[PreparedAppend | LedgerError]:
         """Return appends of one batch as they are to be stored, or for each why it cannot be.
@@ -96,7 +96,8 @@ class Privacy:
         try:
             digest = partial(name_digest, key=await self.name_key())
             subjects = await self._subjects(appends)
-            keys = await self.keys.of_subjects({one for each in subjects for one in each.values()})
+            named = {one for each in subjects for one in each.values() if isinstance(one, str)}
+            keys = await self.keys.of_subjects(named)
         except LedgerError as error:
             return [copy(error) if each.is_personal else each.prepared for each in appends]
         return [
@@ -108,7 +109,7 @@ class Privacy:
         self,
         append: Plain,
         digest: Callable[[str], str],
-        subjects: Mapping[int, str],
+        subjects: Mapping[int, str | LedgerError],
         keys: Mapping[str, DataKey | LedgerError],
     ) -> PreparedAppend | LedgerError:
         try:
@@ -118,7 +119,7 @@ class Privacy:
                 prepared = prepare(events, prepared.conditions)
             stored = list(prepared.events)
             for number, subject in subjects.items():
-                key = keys[subject]
+                key = subject if isinstance(subject, LedgerError) else keys[subject]
                 if isinstance(key, LedgerError):
                     return copy(key)
                 stored[number] = self._encrypted(events[number], stored[number], key)
@@ -126,11 +127,11 @@ class Privacy:
         except LedgerError as error:
             return error
 
-    async def _subjects(self, appends: Sequence[Plain]) -> list[dict[int, str]]:
+    async def _subjects(self, appends: Sequence[Plain]) -> list[dict[int, str | LedgerError]]:
         """Return for each append whose data its events with personal fields hold.
 
-        Who owns what an event is about stands in the first event of a stream: one that is stored,
-        or else in the same batch.
+        Who owns what an event is about stands in a stream's first event that has a subject: one
+        that is stored, or else in the same batch. Where that cannot be read, the error is returned.
         """
         named = [
             {
@@ -159,19 +160,28 @@ class Privacy:
             for each in named
         ]
 
-    async def _owners_of(self, streams: Collection[str]) -> dict[str, str]:
-        """Return the subjects of the first events of streams, of those that have one."""
-        found = {each: self._owners[each] for each in streams if each in self._owners}
+    async def _owners_of(self, streams: Collection[str]) -> dict[str, str | LedgerError]:
+        """Return the subjects of streams, of those that have one, or why that cannot be told."""
+        found: dict[str, str | LedgerError] = {
+            each: self._owners[each] for each in streams if each in self._owners
+        }
         unknown = [each for each in streams if each not in found]
-        for stored in await asyncio.gather(*map(self._first_of, unknown)):
-            if stored is None:
-                continue
-            [event] = decode_bodies([stored.body], [stored.offset], [stored.schema_version])
-            if (subject := event.subject()) is not None:
-                found[stored.stream] = self._owners[stored.stream] = subject
+        answers = await asyncio.gather(*map(self._owner, unknown))
+        found |= {stream: owner for stream, owner in zip(unknown, answers, strict=True) if owner}
         while len(self._owners) > OWNERS_KEPT_MAX:
             self._owners.popitem(last=False)
         return found
+
+    async def _owner(self, stream: str) -> str | LedgerError | None:
+        try:
+            for stored in await self._first_of(stream):
+                [event] = decode_bodies([stored.body], [stored.offset], [stored.schema_version])
+                if (subject := event.subject()) is not None:
+                    self._owners[stream] = subject
+                    return subject
+        except LedgerError as error:
+            return error
+        return None
 
     def _encrypted(self, new: NewEvent, prepared: PreparedEvent, key: DataKey) -> PreparedEvent:
         place = Place(self._journal, prepared.stream, prepared.event_id)

@@ -61,8 +61,8 @@ def erased_in(table: str, column: str, dialect: str) -> str:
     """
     if table == "users":
         return "n.is_erased"
-    if table != "security_audit_logs":
-        return f"n.{column} IS NULL"
+    if table == "api_keys":
+        return "n.name IS NULL"  # no key is issued without one
     is_sqlite = dialect == "sqlite"
     listed = "json_extract(n.details, '$.erased')" if is_sqlite else "n.details::jsonb -> 'erased'"
     if column == "details":

@@ -20,7 +20,7 @@ import msgspec
 import sqlalchemy as sa
 
 from ledger.domain.users import UserErased
-from ledger.errors import JournalNotFound, LedgerError, StoredEventInvalid
+from ledger.errors import JournalNotFound, LedgerError
 from ledger.event import event_types
 from ledger.journal import Journal
 from ledger.journals import Journals
@@ -38,7 +38,7 @@ from projections.rebuilding.work import Options, Watch, owner_settings
 WAIT_SECONDS = 60.0
 POLL_SECONDS = 0.2
 CHUNK_SIZE = 50_000
-ERROR_WITHHELD = "withheld: the event holds what was erased"
+ERROR_WITHHELD = "withheld: people were erased, whose values it may quote"
 _IGNORED = tuple(name for name in event_types() if name != UserErased.__name__)
 
 
@@ -253,35 +253,21 @@ async def _drop_snapshots(database: Database, journal: Journal) -> int:
 
 
 async def _withhold_errors(database: Database, journal: Journal) -> int:
-    """Take away what folds have raised at events of erased people; return how often."""
-    offsets: set[int] = set()
-    async with database.snapshot() as connection:
-        for table in (parked_keys, skipped_events):
-            own = table.c.journal_id == journal.journal_id, table.c.error.is_not(None)
-            offsets.update(await connection.scalars(sa.select(table.c.offset).where(*own)))
-    concerned = [offset for offset in sorted(offsets) if await _is_erased(journal, offset)]
-    if not concerned:
+    """Take away what folds have raised, which may quote the rows they met; return how often.
+
+    All of it, where anybody is erased: an event that names nobody can meet a row that does.
+    """
+    if not await journal.privacy.erasures():
         return 0
     async with snapshots.writing(database, journal) as connection:
         results: list[Any] = [
-            await connection.execute(_withheld(table, journal, offset))
+            await connection.execute(_withheld(table, journal))
             for table in (parked_keys, skipped_events)
-            for offset in concerned
         ]
     return sum(each.rowcount for each in results)
 
 
-def _withheld(table: sa.Table, journal: Journal, offset: int) -> sa.Update:
-    own = table.c.journal_id == journal.journal_id, table.c.offset == offset
+def _withheld(table: sa.Table, journal: Journal) -> sa.Update:
+    is_own = table.c.journal_id == journal.journal_id
     is_said = table.c.error.is_not(None), table.c.error != ERROR_WITHHELD
-    return sa.update(table).where(*own, *is_said).values(error=ERROR_WITHHELD)
-
-
-async def _is_erased(journal: Journal, offset: int) -> bool:
-    """Whether an event holds what was erased, or cannot be read to tell."""
-    try:
-        async for chunk in journal.read_chunks(offset, offset + 1):
-            return any(each.erased for each in chunk)
-    except StoredEventInvalid:
-        return True
-    return False
+    return sa.update(table).where(is_own, *is_said).values(error=ERROR_WITHHELD)

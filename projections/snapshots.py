@@ -338,7 +338,7 @@ class Taking:
 
     async def write(self, state: State, binding: str, written: Callable[[int], None]) -> None:
         """Write all rows of the state; raises SnapshotRefused, and Inexact."""
-        await self.begin()
+        await self.begin(binding)
         for table, rows in state.tables.items():
             chunks = pack(rows.projection, rows, self._key.bound(binding))
             for number, body in enumerate(chunks):
@@ -346,8 +346,11 @@ class Taking:
                 written(1)
         await self.finish(binding, sum(map(len, state.tables.values())))
 
-    async def begin(self) -> None:
-        """Take the place, also from who is at it."""
+    async def begin(self, binding: str) -> None:
+        """Take the place, also from who is at it; raises SnapshotRefused as `finish` does.
+
+        What was folded before an erasure must not be written after a scrub, not even unfinished.
+        """
         made = {"fold_hash": UNFINISHED, "rows": 0, "made_at": self._made_at}
         async with writing(self._database, self._journal) as connection:
             # First, since it locks the snapshot: who was at it can put nothing more in.
@@ -356,6 +359,8 @@ class Taking:
             await connection.execute(statement.on_conflict_do_update(index_elements=key, set_=made))
             old_chunks = sa.delete(snapshot_chunks).where(self._key.is_of(snapshot_chunks))
             await connection.execute(old_chunks)
+            if not await self._is_right(connection, binding):
+                raise self._outdated()
 
     async def put(self, table: str, number: int, body: bytes) -> None:
         """Store a chunk; raises SnapshotRefused where the place was taken."""
@@ -368,14 +373,24 @@ class Taking:
         """Make the snapshot count; raises SnapshotRefused where it would not be usable."""
         async with writing(self._database, self._journal) as connection:
             await self._check_is_own(connection)
-            now = await _binding(connection, self._journal, self._part, self._key.size)
-            if str(now) != binding:
-                raise SnapshotRefused(
-                    f"events of {self._part.name!r} were skipped or parked while its snapshot was "
-                    "taken, or people erased; take it again"
-                )
-            done = sa.update(snapshots).where(self._key.is_of(snapshots))
-            await connection.execute(done.values(fold_hash=binding, rows=rows))
+            is_right = await self._is_right(connection, binding)
+            if is_right:
+                done = sa.update(snapshots).where(self._key.is_of(snapshots))
+                await connection.execute(done.values(fold_hash=binding, rows=rows))
+            else:
+                await _delete(connection, self._key)
+        if not is_right:
+            raise self._outdated()
+
+    async def _is_right(self, connection: AsyncConnection, binding: str) -> bool:
+        now = await _binding(connection, self._journal, self._part, self._key.size)
+        return str(now) == binding
+
+    def _outdated(self) -> SnapshotRefused:
+        return SnapshotRefused(
+            f"events of {self._part.name!r} were skipped or parked while its snapshot was "
+            "taken, or people erased; take it again"
+        )
 
     async def _check_is_own(self, connection: AsyncConnection) -> None:
         """Lock the snapshot against being dropped, or taken by somebody else, until the commit."""

@@ -137,7 +137,7 @@ def test_loading_stores_what_appending_would(database_url: str, other_url: str) 
     async def work() -> None:
         clock = Clock()
         async with opened(database_url) as source, opened(other_url, clock=clock) as copy:
-            keys = [each async for each in source.privacy.keys.stored()]
+            keys = await source.privacy.keys.table.all()
             await copy.privacy.keys.table.make(keys, START)
             await append_again([event async for event in source.read()], copy, clock)
 

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+import asyncio
+import hmac
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 
 from ledger.errors import LedgerError
-from ledger.security.master_keys import LocalMasterKeys, MasterKey
+from ledger.security.master_keys import DataKeyUnusable, LocalMasterKeys, MasterKey
 from ledger.settings import SettingsInvalid
 from ledger.stores.subject_keys import KeyTable, StoredKey
+
+T = TypeVar("T")
 
 NAMES = "names"
 """Has the key for digests of names in place of a subject. It is the first one that is made."""
 
 ELSEWHERE = "elsewhere"
 """In the journal's own table: says that the keys lie in another database, which has this id."""
+
+NAME_KEY = "name-key"
+"""Has a check of the key for digests of names that was used first, so that no other one is."""
+
+MARKS = (ELSEWHERE, NAME_KEY)
+SERVICE_SECONDS = 10.0
+"""So long may a key service take for one key."""
 
 DATA_KEY_BYTES = 32
 KEY_ID_BYTES = 12
@@ -76,6 +87,7 @@ class DataKeys:
         self.table = table
         self._own_table = own_table
         self._is_placed = False
+        self._checked_name_key: bytes | None = None
         self._journal = journal
         self._master = master or LocalMasterKeys()
         self._cache_seconds = cache_seconds
@@ -116,6 +128,24 @@ class DataKeys:
                 found[each.key_id] = each
         return found
 
+    async def check_name_key(self, name_key: bytes) -> None:
+        """Raise SettingsInvalid where names of this journal were digested with another key.
+
+        Under two keys one name would be two people's.
+        """
+        if self._checked_name_key == name_key:
+            return
+        check = check_of(name_key)
+        if not (found := await self.table.of_subjects([NAME_KEY])):
+            await self.table.make([StoredKey(NAME_KEY, check, NAME_KEY)], datetime.now(UTC))
+            found = await self.table.of_subjects([NAME_KEY])
+        if any(each.key_id != check for each in found):
+            raise SettingsInvalid(
+                f"LEDGER_NAME_KEY: names of journal {self._journal!r} are kept under another key; "
+                "set that one, or none if none was set at first"
+            )
+        self._checked_name_key = name_key
+
     def doubt(self) -> None:
         """Read every key again before it is used: the server may be another one by now."""
         for key_id, key in self._kept.items():
@@ -148,7 +178,8 @@ class DataKeys:
         above = ""
         while found := await self.table.all(above):
             for key in found:
-                yield key
+                if key.subject not in MARKS:
+                    yield key
             above = found[-1].subject
 
     def is_outdated(self, key: StoredKey) -> bool:
@@ -160,8 +191,8 @@ class DataKeys:
         if key.wrapped is None or not self.is_outdated(key):
             return False
         context = self._context(key)
-        data_key = await self._master.unwrap(key.wrapped, context)
-        return await self.table.rewrap(key, await self._master.wrap(data_key, context))
+        data_key = await _asked(self._master.unwrap(key.wrapped, context))
+        return await self.table.rewrap(key, await _asked(self._master.wrap(data_key, context)))
 
     async def _made(self, subjects: Sequence[str]) -> dict[str, DataKey | LedgerError]:
         """Make keys of subjects; those that this process knows already are stored again."""
@@ -206,7 +237,8 @@ class DataKeys:
 
     async def _new(self, subject: str) -> StoredKey:
         key = StoredKey(subject, _new_id(), None)
-        wrapped = await self._master.wrap(secrets.token_bytes(DATA_KEY_BYTES), self._context(key))
+        data_key = secrets.token_bytes(DATA_KEY_BYTES)
+        wrapped = await _asked(self._master.wrap(data_key, self._context(key)))
         return msgspec.structs.replace(key, wrapped=wrapped)
 
     async def _read(
@@ -228,7 +260,7 @@ class DataKeys:
         kept = self._kept.get(stored.key_id)
         if kept is not None and kept.stored == stored:
             return msgspec.structs.replace(kept, fresh_until=fresh_until)
-        secret = await self._master.unwrap(stored.wrapped, self._context(stored))
+        secret = await _asked(self._master.unwrap(stored.wrapped, self._context(stored)))
         return DataKey(stored, AESSIV(secret), secret, fresh_until)
 
     def _gone(self, stored: StoredKey) -> DataKey:
@@ -251,6 +283,22 @@ class DataKeys:
 
     def _context(self, key: StoredKey) -> bytes:
         return f"{self._journal}\0{key.subject}\0{key.key_id}".encode()
+
+
+def check_of(name_key: bytes) -> str:
+    """Return by what a key for digests of names is known."""
+    return hmac.digest(name_key, NAME_KEY.encode(), "sha256").hex()[:16]
+
+
+async def _asked(answer: Awaitable[T]) -> T:
+    """Return what a key service answers; DataKeyUnusable where it fails, or takes too long."""
+    try:
+        async with asyncio.timeout(SERVICE_SECONDS):
+            return await answer
+    except LedgerError:
+        raise
+    except Exception as error:
+        raise DataKeyUnusable(f"the key service failed: {error!r}") from error
 
 
 def _misplaced(journal: str, where: str) -> SettingsInvalid:

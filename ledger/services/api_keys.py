@@ -244,9 +244,14 @@ class ApiKeys:
         used = await self._deciding.until_stored(attempt, "UseKey", api_key_stream(parsed.key_id))
         if isinstance(used, KeyUse):
             return used
-        is_unknown = used == KeyReason.UNKNOWN
+        # A key of somebody who was erased has no hash any more; what comes for it is theirs still.
+        is_unknown = used == KeyReason.UNKNOWN and not self._is_erased(parsed.key_id)
         key_id = None if is_unknown else parsed.key_id
         return await self._refused(used, wanted, parsed.public_id if is_unknown else None, key_id)
+
+    def _is_erased(self, key_id: UUID) -> bool:
+        issued = self._deciding.known(KEY, api_key_stream(key_id)).state.issued
+        return issued is not None and issued.key_hash is None
 
     async def _attempt(self, parsed: ParsedKey, wanted: Use, *, loads: bool) -> KeyUse | KeyReason:
         """Store a use, if the key may be used.

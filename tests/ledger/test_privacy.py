@@ -19,6 +19,13 @@ from pydantic import SecretStr
 from ledger.cli import as_line
 from ledger.conditions import ExpectedVersion
 from ledger.domain.api_keys import ApiKeyIssued, ApiKeyRefused, ApiKeyUsed
+from ledger.domain.orders import (
+    Action,
+    OrderAccepted,
+    OrderCancelRequested,
+    OrderPlaced,
+    OrderType,
+)
 from ledger.domain.positions import ProtectionSet
 from ledger.domain.users import (
     EmailChanged,
@@ -29,15 +36,17 @@ from ledger.domain.users import (
     name_digest,
 )
 from ledger.errors import EventIdConflict, LedgerError, StoredEventInvalid, StoreUnavailable
-from ledger.event import Metadata, NewEvent, RecordedEvent, event_types
+from ledger.event import Amount, Metadata, NewEvent, RecordedEvent, event_types
 from ledger.journal import Journal, open_journal
 from ledger.keyring import Keyring
 from ledger.lens import Lens
+from ledger.prepare import prepare
 from ledger.privacy import NOBODY, opened_body
+from ledger.security import data_keys
 from ledger.security.data_keys import ELSEWHERE, NAMES, DataKeys
-from ledger.security.master_keys import DataKeyUnusable
+from ledger.security.master_keys import DataKeyUnusable, LocalMasterKeys
 from ledger.settings import Settings, SettingsInvalid
-from ledger.stores import Store
+from ledger.stores import PreparedAppend, Store
 from ledger.stores.opening import open_store
 from ledger.stores.queries import Statement
 from ledger.stores.subject_keys import KeyTable, NoKeys, StoredKey
@@ -276,11 +285,28 @@ async def test_names_are_looked_up_by_keyed_digests(database_url: str) -> None:
         own = await journal.privacy.name_key()
         assert await journal.holder(f"username:{name_digest('Annabelle', own)}") == OF_ANN
         assert await journal.holder(f"username:{name_digest('annabelle')}") is None
-    key = "a key of the settings"
-    settings = settings_for(database_url).model_copy(update={"name_key": SecretStr(key)})
-    async with open_journal(settings) as journal:
-        assert await journal.privacy.name_key() == key.encode()
         assert len(own) == 32
+
+
+async def test_names_are_kept_under_one_key(database_url: str) -> None:
+    """Under two keys one name would be two people's: the first one that is used is marked."""
+    settings = settings_for(database_url)
+    one, other = (
+        settings.model_copy(update={"name_key": SecretStr(f"key {number} of the settings")})
+        for number in (1, 2)
+    )
+    async with opened(database_url):
+        pass
+    async with open_journal(one) as journal:
+        assert await journal.privacy.name_key() == b"key 1 of the settings"
+        await journal.append(registered())
+    for wrong in (other, settings):
+        async with open_journal(wrong) as journal:
+            with pytest.raises(SettingsInvalid, match="LEDGER_NAME_KEY: names of journal 'main'"):
+                await journal.append(registered(BOB, "robert"))
+            await journal.append(note())
+    async with open_journal(one) as journal:
+        await journal.append(registered(BOB, "robert"))
 
 
 async def test_keys_are_wrapped_by_the_master_key(database_url: str) -> None:
@@ -362,7 +388,8 @@ async def test_keys_in_another_database(database_url: str, apart: Settings) -> N
         assert (await everything(journal))[0].erased == ()
         assert sorted(await keys_of(journal)) == [NAMES, OF_ANN]
     async with open_journal(settings_for(database_url)) as journal:
-        assert list(await keys_of(journal)) == [ELSEWHERE]
+        assert await keys_of(journal) == {}
+        assert len(await journal.privacy.keys.table.of_subjects([ELSEWHERE])) == 1
         with pytest.raises(StoredEventInvalid, match="missing in table subject_keys"):
             await everything(journal)
         with pytest.raises(SettingsInvalid, match="'main' lie in another database, which is not"):
@@ -497,6 +524,67 @@ async def test_a_later_issue_of_the_same_key_owns_nothing(database_url: str) -> 
         await journal.privacy.destroy(OF_ANN)
         *_, use = await everything(journal)
         assert use.erased == ("source", "ip_address")
+
+
+async def test_the_venue_may_be_first(database_url: str) -> None:
+    """The first event of an order that names a user says whose it is, if it is among the first."""
+    order = an_id("order")
+    placed = OrderPlaced(
+        order_id=order,
+        user_id=ANN,
+        token="SOL",
+        action=Action.BUY,
+        order_type=OrderType.MARKET,
+        quantity=Amount(1),
+    )
+    async with opened(database_url) as journal:
+        for event in (OrderAccepted(order_id=order), placed, OrderCancelRequested(order_id=order)):
+            await journal.append(NewEvent(event, metadata=FROM))
+        await journal.privacy.destroy(OF_ANN)
+        assert [each.erased for each in await everything(journal)] == [(), *[("ip_address",)] * 2]
+
+
+async def test_a_stream_that_cannot_be_read_fails_only_who_needs_it(sqlite_url: str) -> None:
+    """Whose an order is cannot be told, and the others of the batch are stored all the same."""
+    order = an_id("order")
+    async with opened(sqlite_url) as journal:
+        unknown = prepare([NewEvent(OrderAccepted(order_id=order))], ()).events[0]
+        odd = msgspec.structs.replace(unknown, type="Unheard", body=b'{"type":"Unheard"}')
+        await journal.store.append(journal.journal_id, [PreparedAppend((odd,))])
+        cancel = NewEvent(OrderCancelRequested(order_id=order), metadata=FROM)
+        appends = (cancel, registered(), note())
+        results = await asyncio.gather(*map(journal.append, appends), return_exceptions=True)
+        assert [isinstance(each, StoredEventInvalid) for each in results] == [True, False, False]
+
+
+class Failing(LocalMasterKeys):
+    """A key service that fails, or never answers."""
+
+    def __init__(self, *, hangs: bool) -> None:
+        super().__init__()
+        self._hangs = hangs
+
+    async def wrap(self, data_key: bytes, context: bytes) -> str:
+        """Fail."""
+        if self._hangs:
+            await asyncio.Event().wait()
+        raise ConnectionError("gone")
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+async def test_a_key_service_that_is_away(
+    database_url: str, hangs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who needs it is told after a bounded time that nothing was stored; others are stored."""
+    monkeypatch.setattr(data_keys, "SERVICE_SECONDS", 0.05)
+    async with opened(database_url):
+        pass
+    service = Failing(hangs=hangs)
+    async with open_journal(settings_for(database_url), master_key=service) as journal:
+        appends = (registered(), note())
+        results = await asyncio.gather(*map(journal.append, appends), return_exceptions=True)
+        assert [isinstance(each, DataKeyUnusable) for each in results] == [True, False]
+        assert await journal.size() == 1
 
 
 async def test_one_bad_key_fails_only_who_needs_it(database_url: str) -> None:

@@ -256,15 +256,15 @@ async def test_journals_by_name(settings: Settings, database: Database, lived: J
 
 
 async def test_errors_of_folds(settings: Settings, database: Database, lived: Journal) -> None:
-    """What a fold has said of an event that holds what was erased is taken away."""
+    """What folds have said is taken away, of events about others too: rows may be quoted in it."""
     async with lived.store.write_turn(), database.transaction() as connection:
         for table, values in noted(lived.journal_id):
             await connection.execute(sa.insert(table), values)
     await scrubbed(settings)
     async with database.snapshot() as connection:
-        for table, values in noted(lived.journal_id):
+        for table, _ in noted(lived.journal_id):
             said = await connection.scalars(sa.select(table.c.error).order_by(table.c.offset))
-            assert list(said) == [ERROR_WITHHELD, values[1]["error"]]
+            assert list(said) == [ERROR_WITHHELD] * 2
 
 
 def noted(journal_id: int) -> list[tuple[sa.Table, list[dict[str, Any]]]]:

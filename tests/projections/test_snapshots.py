@@ -29,6 +29,7 @@ from ledger.errors import StoreUnavailable
 from ledger.journal import Journal, open_journal
 from ledger.settings import Settings
 from projections import fold_hash, parking, snapshot_format
+from projections import snapshots as snapshotting
 from projections.bookkeeping import parked_keys, skipped_events, snapshot_chunks, snapshots
 from projections.database import Database
 from projections.fold import Group
@@ -635,13 +636,33 @@ async def test_a_taking_whose_snapshot_is_dropped_stops(
     """It is told so, and leaves nothing behind."""
     await filled(journal)
     taking = Taking(database, journal, KEPT, 60)
-    await taking.begin()
+    async with database.snapshot() as connection:
+        binding = str(await snapshotting._binding(connection, journal, KEPT, 60))
+    await taking.begin(binding)
     await taking.put("users", 0, b"")
     await drop(database, journal, await listed(database, journal))
     with pytest.raises(SnapshotRefused, match="was dropped"):
         await taking.put("users", 1, b"")
     with pytest.raises(SnapshotRefused, match="was dropped"):
         await taking.finish("", 0)
+    assert await rows_of(database, snapshots) == await rows_of(database, snapshot_chunks) == 0
+
+
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_taking_across_an_erasure_leaves_nothing(
+    journal: Journal, database: Database, begun: bool
+) -> None:
+    """What was folded before it is not written after it; what was written is taken away."""
+    await filled(journal)
+    taking = Taking(database, journal, KEPT, 60)
+    async with database.snapshot() as connection:
+        binding = str(await snapshotting._binding(connection, journal, KEPT, 60))
+    if begun:
+        await taking.begin(binding)
+        await taking.put("users", 0, b"")
+    await journal.privacy.destroy(f"user-{an_id('somebody')}")
+    with pytest.raises(SnapshotRefused, match="people erased"):
+        await (taking.finish(binding, 0) if begun else taking.begin(binding))
     assert await rows_of(database, snapshots) == await rows_of(database, snapshot_chunks) == 0
 
 

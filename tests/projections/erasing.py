@@ -147,7 +147,10 @@ def found_in(files: Iterable[Path], values: Iterable[str]) -> set[tuple[str, str
     wanted = [(value, form) for value in values for form in set(forms(value))]
     found: set[tuple[str, str]] = set()
     for file in files:
-        data = file.read_bytes()
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError:  # a running server drops its caches, and makes them again
+            continue
         found |= {(value, file.name) for value, form in wanted if form in data}
     return found
 

@@ -271,8 +271,6 @@ class DataKeys:
         subject, known = key.stored.subject, self._kept.get(key.key_id)
         if subject in self._forgotten or (known is not None and known.cipher is None):
             key = self._gone(key.stored)
-        elif known is not None and known.fresh_until > key.fresh_until:
-            return known
         self._kept[key.key_id] = key
         self._kept.move_to_end(key.key_id)
         self._ids[subject] = key.key_id

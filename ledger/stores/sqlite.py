@@ -7,6 +7,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -52,6 +53,7 @@ R = TypeVar("R")
 READERS = 4
 CACHE_KIB = 64 * 1024
 _COMMIT_TRIES = 3
+WAL_PAUSE_SECONDS = 0.01
 _COLUMNS = (
     '"offset", event_id, stream, version, schema_version, occurred_at, recorded_at, metadata, body,'
     " type"
@@ -367,10 +369,24 @@ class SqliteStore:
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.execute("PRAGMA journal_mode=WAL")
+        self._use_wal(connection)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
         return connection
+
+    def _use_wal(self, connection: sqlite3.Connection) -> None:
+        """Put the file into WAL mode; where others open it at this moment, SQLite does not wait."""
+        deadline = time.monotonic() + self._settings.append_timeout_seconds
+        while True:
+            try:
+                connection.execute("PRAGMA journal_mode=WAL")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    connection.close()
+                    raise
+                time.sleep(WAL_PAUSE_SECONDS)
+            else:
+                return
 
     async def _fetch(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
         return await self._guarded(self._reading.run(_execute, sql, arguments))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import sqlite3
 import time
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 
 from ledger.errors import StoreUnavailable
 from ledger.stores.turns import turn
-from tests.ledger.support import assert_sound, note, opened, read_all
+from tests.ledger.support import assert_sound, note, opened, read_all, store_of
 from tests.ledger.workers import Record, append_count, append_steadily, ended, increment, start
 
 PROCESSES = 4
@@ -83,3 +86,19 @@ async def test_a_frozen_writer_does_not_stop_the_others_for_ever(sqlite_url: str
             await journal.append(note())
         appended = await journal.append(note())
     assert appended.offsets == (0,)
+
+
+async def test_opening_waits_for_others_who_open(sqlite_url: str) -> None:
+    """Whoever puts a file into WAL mode while another one has it waits, as for any lock."""
+    path = sqlite_url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")
+        other.execute("BEGIN")
+        other.execute("SELECT count(*) FROM journals").fetchall()
+        store = store_of(sqlite_url)
+        asking = asyncio.create_task(store.journals())
+        await asyncio.wait([asking], timeout=0.3)
+        assert not asking.done()
+        other.execute("COMMIT")
+        assert [each.name for each in await asking] == ["main"]
+        await store.close()

@@ -52,6 +52,21 @@ class Settings(BaseSettings):
     witness_unreachable: Literal["refuse", "warn"] = "refuse"
     witness_timeout_seconds: float = Field(5, gt=0, le=300)
     witness_seconds: float = Field(5, gt=0, le=86_400)
+    database_tls: Literal["prefer", "require", "verify-ca", "verify-full"] | None = None
+    database_tls_ca: Path | None = None
+    token_key: SecretStr | None = Field(None, min_length=32)
+    token_seconds: float = Field(900, gt=0, le=86_400)
+    session_seconds: float = Field(43_200, gt=0, le=31_536_000)
+    http_host: str = "127.0.0.1"
+    http_port: int = Field(8000, ge=0, le=65_535)
+    http_body_bytes_max: int = Field(262_144, ge=1024)
+    http_requests_max: int = Field(256, ge=1)
+    http_timeout_seconds: float = Field(30, gt=0, le=3600)
+    http_page_rows_max: int = Field(1000, ge=1, le=10_000)
+    http_cors_origins: str = ""
+    http_trusted_proxies: str = ""
+    http_audits_reads: bool = False
+    metrics_token: SecretStr | None = Field(None, min_length=16)
 
     @property
     def migration_url(self) -> str:

@@ -21,6 +21,7 @@ from ledger.errors import (
     Contended,
     EventExists,
     EventIdConflict,
+    InvalidCommand,
     TagTaken,
     VersionConflict,
 )
@@ -35,6 +36,10 @@ STATES_KEPT_MAX = 10_000
 S = TypeVar("S")
 C = TypeVar("C")
 T = TypeVar("T")
+
+
+class StreamMoved(VersionConflict):
+    """The stream is not at the version that the caller of a command decided by."""
 
 
 class Loaded(msgspec.Struct, Generic[S], frozen=True):
@@ -62,12 +67,14 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     With a `command_id` a command can be repeated after an unknown outcome: the ids of its events
     follow from it and the command's name, so they are stored once, and the repeated call returns
     where they are. One id stands for one call: with other values it is still the first that counts.
-    `occurred_at` None means the time of recording.
+    `occurred_at` None means the time of recording. With an `expected_version` a command is only
+    decided while its stream is at that version (0: while there is none).
     """
 
     command_id: UUID | None = None
     occurred_at: datetime | None = None
     metadata: Metadata | None = None
+    expected_version: int | None = None
 
     def of(self, command: str, events: Sequence[Event]) -> list[NewEvent]:
         """Return the events of a command on their way into the journal."""
@@ -86,8 +93,17 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Return the id of a command's event, None where any will do."""
         return None if self.command_id is None else uuid5(self.command_id, f"{command} {number}")
 
+    def check_version(self, stream: str, version: int) -> None:
+        """Raise StreamMoved unless a stream is at the version that was expected, if one was."""
+        expected = self.expected_version
+        if expected is not None and expected != version:
+            raise StreamMoved(stream, expected, version)
+
 
 ORIGIN = Origin()
+_OF_REPEATED = (CommandRefused, EventIdConflict, InvalidCommand, StreamMoved, TagTaken)
+"""What a command may meet that was stored before, since time and states have moved on."""
+
 Guard = Callable[[], Awaitable[Sequence[Condition]]]
 
 
@@ -137,6 +153,8 @@ class Deciding:
         loaded = known
         if events:
             loaded = Loaded(state, known.version + len(events), events[-1].offset)
+        if not loaded.version:
+            return loaded  # made-up names would take the place of those that are used
         # Another call may have read more meanwhile, and what is known only grows.
         if loaded.version >= self.known(decider, name).version:
             self._kept[id(decider), name] = loaded
@@ -153,17 +171,25 @@ class Deciding:
         *,
         guard: Guard | None = None,
         origin: Origin = ORIGIN,
+        is_first: bool = False,
     ) -> Done[S]:
         """Decide a command on a stream and store what was decided, under the version seen.
 
         `guard` looks at what else the command depends on and returns the conditions under which
-        that still holds. Raises CommandRefused, Contended, and what an append raises.
+        that still holds. A command that `is_first` in its stream, as the one that makes a thing,
+        is tried without a look at the stream: whether it is there shows at the append. Raises
+        CommandRefused, InvalidCommand, Contended, and what an append raises.
         """
         name = type(command).__name__
+        unseen = self.known(decider, stream) if is_first and not origin.expected_version else None
 
         async def attempt() -> Done[S]:
-            loaded = await self.load(decider, stream)
+            nonlocal unseen
+            loaded, unseen = unseen, None
+            if loaded is None or loaded.version:
+                loaded = await self.load(decider, stream)
             try:
+                origin.check_version(stream, loaded.version)
                 conditions = await guard() if guard else ()
                 events = tuple(decider.decide(command, loaded.state))
                 if events:
@@ -171,7 +197,7 @@ class Deciding:
                     expected = ExpectedVersion(stream, loaded.version)
                     appended = await self.journal.append(new, expected, *conditions)
                     return Done(events, loaded.state, appended)
-            except (CommandRefused, EventIdConflict, TagTaken):
+            except _OF_REPEATED:
                 earlier = await self._earlier(stream, name, origin, loaded.state)
                 if earlier is None:
                     raise
@@ -193,10 +219,17 @@ class Deciding:
         for number in range(self._tries_max):
             try:
                 return await attempt()
+            except StreamMoved:
+                raise
             except (VersionConflict, EventExists):
                 pause_seconds = min(PAUSE_SECONDS_MAX, 0.001 * 2**number)
                 await asyncio.sleep(random.uniform(0, pause_seconds))  # noqa: S311 - no secret
         raise Contended(command, subject, self._tries_max)
+
+    async def earlier(self, stream: str, command: str, origin: Origin) -> Appended | None:
+        """Return where an earlier run of a command lies in a stream, None if there was none."""
+        done = await self._earlier(stream, command, origin, None)
+        return None if done is None else done.appended
 
     async def _earlier(self, stream: str, command: str, origin: Origin, state: S) -> Done[S] | None:
         """Return what an earlier run of the same command stored in the stream."""

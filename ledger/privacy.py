@@ -22,6 +22,8 @@ from datetime import datetime
 from functools import partial
 
 import msgspec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from ledger.codec import decode_bodies, encode_event, encode_stored_metadata
 from ledger.domain.users import name_digest
@@ -76,6 +78,14 @@ class Privacy:
         self._first_of = first_of
         self._name_key = name_key
         self._owners: OrderedDict[str, str] = OrderedDict()
+        self._derived: dict[bytes, bytes] = {}
+
+    async def derived_key(self, purpose: bytes) -> bytes:
+        """Return a key of 32 bytes for a purpose, which follows from that for digests of names."""
+        if purpose not in self._derived:
+            derivation = HKDF(SHA256(), 32, salt=None, info=purpose)
+            self._derived[purpose] = derivation.derive(await self.name_key())
+        return self._derived[purpose]
 
     async def name_key(self) -> bytes:
         """Return the key for digests of names: that of the settings, else one of the journal's."""

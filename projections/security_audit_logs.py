@@ -30,6 +30,8 @@ from ledger.domain.orders import (
     OrderReplaceRequested,
 )
 from ledger.domain.positions import PositionEvent, PositionLiquidated, ProtectionSet
+from ledger.domain.requests import RequestHandled
+from ledger.domain.sessions import SessionEnded, SessionRefreshed, SessionStarted
 from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
@@ -42,6 +44,7 @@ from ledger.domain.users import (
     PasswordChanged,
     PermissionsChanged,
     RolesChanged,
+    SessionsEnded,
     UserDeactivated,
     UserErased,
     UserReactivated,
@@ -61,6 +64,10 @@ ACTIONS: dict[type[Event], str] = {
     LoginAttempted: "attempt_login",
     LoginSucceeded: "login",
     LoginFailed: "login",
+    SessionStarted: "start_session",
+    SessionRefreshed: "refresh_session",
+    SessionEnded: "end_session",
+    SessionsEnded: "end_sessions",
     AccountLocked: "lock",
     AccountUnlocked: "unlock",
     UserDeactivated: "deactivate",
@@ -73,6 +80,7 @@ ACTIONS: dict[type[Event], str] = {
     ApiKeyRevoked: "revoke_key",
     ApiKeyUsed: "use_key",
     ApiKeyRefused: "use_key",
+    RequestHandled: "request",
     OrderPlaced: "place_order",
     OrderRejected: "place_order",
     OrderFailed: "place_order",
@@ -83,7 +91,7 @@ ACTIONS: dict[type[Event], str] = {
     ProtectionSet: "protect_position",
     PositionLiquidated: "liquidate_position",
 }
-"""The events that are audited, and what was done (uses of a key name their own action).
+"""The events that are audited, and what was done (uses of a key and requests name their own).
 
 A login has two rows, the attempt and its outcome, with one `attempt_id` in their details. An
 attempt whose process died has no outcome until another login finds it, and must be seen all the
@@ -103,11 +111,17 @@ FAILURES = (
 OWNERS = {"key_id": "api_keys", "order_id": "orders", "position_id": "positions"}
 """Tables whose rows say which user an event without a user id is about."""
 
-USES = (ApiKeyUsed, ApiKeyRefused)
+USES = (ApiKeyUsed, ApiKeyRefused, RequestHandled)
 
 SECRETS = ("password_hash", "key_hash")
 
-DIGESTS = ("username_digest", "email_digest", "previous_email_digest")
+DIGESTS = (
+    "username_digest",
+    "email_digest",
+    "previous_email_digest",
+    "refresh_digest",
+    "family_digest",
+)
 
 LEFT_OUT = ("type", *SECRETS, *DIGESTS)
 
@@ -180,10 +194,16 @@ def _audited(state: State, recorded: RecordedEvent, event: Event) -> None:
         ip_address=metadata.ip_address,
         resource=resource[:TEXT_CHARS_MAX],
         action=action[:TEXT_CHARS_MAX],
-        success=not isinstance(event, FAILURES),
+        success=_is_success(event),
         details=_details(recorded),
         request_id=metadata.request_id and metadata.request_id[:TEXT_CHARS_MAX],
     )
+
+
+def _is_success(event: Event) -> bool:
+    if isinstance(event, RequestHandled):
+        return not event.has_failed
+    return not isinstance(event, FAILURES)
 
 
 def _done(recorded: RecordedEvent, event: Event) -> tuple[str, str]:

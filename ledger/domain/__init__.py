@@ -3,6 +3,6 @@
 Importing this package registers all event types.
 """
 
-from ledger.domain import api_keys, logs, marks, orders, positions, users
+from ledger.domain import api_keys, logs, marks, orders, positions, requests, sessions, users
 
-__all__ = ["api_keys", "logs", "marks", "orders", "positions", "users"]
+__all__ = ["api_keys", "logs", "marks", "orders", "positions", "requests", "sessions", "users"]

@@ -188,6 +188,12 @@ class KeyCommand(Command):
         """The stream that the command is for."""
         return api_key_stream(self.key_id)
 
+    def check_time(self) -> None:
+        """Raise InvalidCommand for a value that is wrong at the time of the command.
+
+        That is for deciding: what was right when it was stored may come again later.
+        """
+
 
 class IssueKey(KeyCommand):
     """Make a key for a user; `rate_limit` is in requests a minute, None means no limit."""
@@ -207,6 +213,9 @@ class IssueKey(KeyCommand):
         if self.rate_limit is not None and not 1 <= self.rate_limit <= RATE_LIMIT_MAX:
             reason = f"must be 1 to {RATE_LIMIT_MAX:,} a minute, not {self.rate_limit}"
             raise self.invalid("rate_limit", reason)
+
+    def check_time(self) -> None:
+        """Refuse a key that would have expired at the time of the command."""
         if self.expires_at is not None and self.expires_at <= self.now:
             raise self.invalid("expires_at", f"{self.expires_at} is past")
 
@@ -223,17 +232,20 @@ class RotateKey(KeyCommand):
     successor_expires_at: Instant | None = None
 
     def __post_init__(self) -> None:
-        """Refuse times that make no sense, and a key that takes its own place."""
+        """Refuse an overlap that makes no sense, and a key that takes its own place."""
         super().__post_init__()
         if self.overlap < timedelta(0):
             raise self.invalid("overlap", f"must not be negative, as {self.overlap} is")
+        if self.successor_key_id == self.key_id:
+            raise self.invalid("successor_key_id", "must be that of another key")
+
+    def check_time(self) -> None:
+        """Refuse times that make no sense at the time of the command."""
         try:
             utc(self.now + self.overlap)
         except (OverflowError, ValueError) as error:
             reason = f"{self.overlap} from now is beyond the calendar"
             raise self.invalid("overlap", reason) from error
-        if self.successor_key_id == self.key_id:
-            raise self.invalid("successor_key_id", "must be that of another key")
         if self.successor_expires_at is not None and self.successor_expires_at <= self.now:
             raise self.invalid("successor_expires_at", f"{self.successor_expires_at} is past")
 
@@ -253,6 +265,7 @@ _OPEN_TO: dict[type[KeyCommand], tuple[str, ...]] = {
 
 def decide(command: IssueKey | RotateKey | RevokeKey, key: Key) -> Sequence[Event]:
     """Return the events that a command leads to; a rotation's second is another key's first."""
+    command.check_time()
     if isinstance(command, IssueKey):
         return (_issue(command, key),)
     standing = key.standing(command.now)

@@ -8,7 +8,6 @@ whatever the state, once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from decimal import Decimal, InvalidOperation, localcontext
 from typing import Any, TypeVar, assert_never
 from uuid import UUID
@@ -122,7 +121,7 @@ class PlaceOrder(OrderCommand):
             raise self.invalid("quantity", "give either a quantity or an amount")
         self.check_positive("quantity", "amount", "price", "trigger_price", "reference_price")
         self._check_prices()
-        self._check_expiry(self.now)
+        self._check_terms()
         self._check_identity()
 
     def _check_prices(self) -> None:
@@ -136,10 +135,16 @@ class PlaceOrder(OrderCommand):
         if self.slippage_bps is not None and not 0 <= self.slippage_bps <= BASIS_POINTS_MAX:
             raise self.invalid("slippage_bps", f"must be 0 to {BASIS_POINTS_MAX}")
 
-    def _check_expiry(self, now: datetime) -> None:
+    def _check_terms(self) -> None:
         if (self.time_in_force is TimeInForce.GTD) != (self.expires_at is not None):
             raise self.invalid("expires_at", "gtd needs it, no other time in force has it")
-        if self.expires_at is not None and self.expires_at <= now:
+
+    def check_time(self) -> None:
+        """Raise InvalidCommand where the order would have expired at the time of the command.
+
+        That is for deciding: a repeated command may come when its order has expired.
+        """
+        if self.expires_at is not None and self.expires_at <= self.now:
             raise self.invalid("expires_at", f"{self.expires_at.isoformat()} has passed")
 
     def _check_identity(self) -> None:
@@ -269,7 +274,10 @@ class OrderState(msgspec.Struct, frozen=True):
 
 
 def decide(command: AnyOrderCommand, state: OrderState) -> Sequence[OrderEvent]:
-    """Return the events that a command leads to; CommandRefused where it does not fit."""
+    """Return the events that a command leads to; CommandRefused where it does not fit.
+
+    Raises InvalidCommand for what is wrong only at its time, or for the order that it meets.
+    """
     match command:
         case PlaceOrder():
             return (_place(command, state),)
@@ -291,6 +299,7 @@ def decide(command: AnyOrderCommand, state: OrderState) -> Sequence[OrderEvent]:
 
 def _place(command: PlaceOrder, state: OrderState) -> OrderPlaced:
     """Place the order, also one that the venue has reported on already, unless it has ended."""
+    command.check_time()
     if state.stage & (Stage.PLACED | stages.ENDED):
         raise _refused(command, state, "an order is placed once")
     values: dict[str, Any] = msgspec.structs.asdict(command)

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import ClassVar, Self, assert_never
+from typing import ClassVar, Self
 from uuid import UUID
 
 import msgspec
@@ -320,6 +320,12 @@ class UserReactivated(UserEvent):
     reason: str | None = None
 
 
+class SessionsEnded(UserEvent):
+    """All sessions of the user that were started before are over; the user can log in again."""
+
+    reason: str | None = None
+
+
 class UserErased(UserEvent):
     """The user's personal data is destroyed; `reason` names the request, not the person.
 
@@ -348,6 +354,15 @@ class LegalHoldLifted(UserEvent):
     """The user's personal data may be erased again."""
 
     reason: str
+
+
+ENDS_SESSIONS: tuple[type[Event], ...] = (
+    PasswordChanged,
+    UserDeactivated,
+    SessionsEnded,
+    UserErased,
+)
+"""After these no session that was started before is good, but for a new hash of one password."""
 
 
 class Guesses(msgspec.Struct, frozen=True, gc=False):
@@ -407,7 +422,8 @@ class User(msgspec.Struct, frozen=True):
     """What the events of a user's stream, or of a name that nobody has, have led to.
 
     The digests are those under which the names are claimed: of older events, made without a key.
-    `password_changes` counts new passwords, not new hashes of the same one.
+    `password_changes` counts new passwords, not new hashes of the same one. Sessions that were
+    started up to the offset `sessions_void_offset` are over.
     """
 
     is_known: bool = False
@@ -423,6 +439,7 @@ class User(msgspec.Struct, frozen=True):
     roles: tuple[str, ...] = ()
     guesses: Guesses = Guesses()
     attempts: tuple[Attempt, ...] = ()
+    sessions_void_offset: int = -1
 
     @property
     def standing(self) -> str:
@@ -576,6 +593,12 @@ class Unlock(UserCommand):
     reason: str | None = None
 
 
+class EndSessions(UserCommand):
+    """End all sessions of the user, wherever they are logged in."""
+
+    reason: str | None = None
+
+
 class Reasoned(UserCommand):
     """What the commands around an erasure have: who asked for it, in the words of a case file.
 
@@ -685,6 +708,7 @@ Change = (
     | Reactivate
     | Lock
     | Unlock
+    | EndSessions
     | HoldUser
     | ReleaseUser
 )
@@ -739,10 +763,14 @@ def _change(command: Change, user: User) -> Sequence[Event]:
             return (_activity(command, user),)
         case Lock() | Unlock():
             return (_lock(command, user.guesses),)
-        case HoldUser() | ReleaseUser():
-            return (_hold(command, user),)
         case _:
-            assert_never(command)
+            return (_others(command, user),)
+
+
+def _others(command: EndSessions | HoldUser | ReleaseUser, user: User) -> Event:
+    if isinstance(command, EndSessions):
+        return SessionsEnded(user_id=command.user_id, reason=command.reason)
+    return _hold(command, user)
 
 
 def _email(command: ChangeEmail, user: User) -> Sequence[EmailChanged]:
@@ -979,7 +1007,16 @@ class UserDecider(Decider[AnyCommand, User]):
 
     def take(self, state: User, recorded: RecordedEvent) -> User:
         """Return what a recorded event leads to; none happened after it was recorded."""
-        return evolve(state, recorded.event, min(recorded.occurred_at, recorded.recorded_at))
+        event = recorded.event
+        user = evolve(state, event, min(recorded.occurred_at, recorded.recorded_at))
+        if not _ends_sessions(event):
+            return user
+        return msgspec.structs.replace(user, sessions_void_offset=recorded.offset)
+
+
+def _ends_sessions(event: Event) -> bool:
+    is_same_password = isinstance(event, PasswordChanged) and event.upgraded
+    return isinstance(event, ENDS_SESSIONS) and not is_same_password
 
 
 USER = UserDecider(User(), decide, evolve)

@@ -21,6 +21,7 @@ from ledger.services.api_keys import ApiKeys
 from ledger.services.markets import Markets
 from ledger.services.orders import Orders
 from ledger.services.positions import Positions
+from ledger.services.sessions import Sessions, session_rules
 from ledger.services.users import Users, login_rules
 from ledger.settings import Settings
 from ledger.stores import Clock
@@ -49,6 +50,7 @@ class Ledger:
         self._deciding = deciding
         passwords = passwords or _passwords(settings)
         self.users = Users(deciding, passwords, login_rules(settings))
+        self.sessions = Sessions(deciding, self.users, session_rules(settings))
         self.api_keys = ApiKeys(deciding)
         self.orders = Orders(deciding)
         self.positions = Positions(deciding)

@@ -22,6 +22,7 @@ from ledger.domain.api_keys import (
     ApiKeyRotated,
     ApiKeyUsed,
     IssueKey,
+    Key,
     KeyReason,
     RevokeKey,
     RotateKey,
@@ -59,7 +60,7 @@ class KeyRevoked(msgspec.Struct, frozen=True):
 
 
 class KeyUse(msgspec.Struct, frozen=True):
-    """Whether a use was accepted, with the key and its owner, else `reason`.
+    """Whether a use was accepted, with the key, its owner and its permissions, else `reason`.
 
     `appended` is None for a refusal that is counted and stored later, in a sum. An accepted use is
     not `is_new` where it was stored under this command id before: no rate limit counted it again,
@@ -72,6 +73,7 @@ class KeyUse(msgspec.Struct, frozen=True):
     reason: KeyReason | None
     appended: Appended | None
     is_new: bool = True
+    permissions: tuple[str, ...] = ()
 
 
 class Use(msgspec.Struct, frozen=True):
@@ -164,11 +166,12 @@ class ApiKeys:
         )
 
         async def guard() -> Sequence[Condition]:
-            issued = (await self._deciding.load(KEY, command.stream)).state.issued
-            absent = await self._absent(command, origin)
-            if issued is None:
+            old = (await self._deciding.load(KEY, command.stream)).state
+            is_repeated = origin.command_id is not None and old.is_rotated
+            absent = await self._absent(command, is_repeated=is_repeated)
+            if old.issued is None:
                 return (absent,)
-            return (absent, await require_active(self._deciding, "RotateKey", issued.user_id))
+            return (absent, await require_active(self._deciding, "RotateKey", old.issued.user_id))
 
         done = await self._deciding.execute(
             KEY, command.stream, command, guard=guard, origin=origin
@@ -191,14 +194,14 @@ class ApiKeys:
                 return KeyIssued(key_id, key if is_own else None, Appended(offsets, duplicate=True))
         return KeyIssued(key_id, None, appended)
 
-    async def _absent(self, command: RotateKey, origin: Origin) -> ExpectedVersion:
+    async def _absent(self, command: RotateKey, *, is_repeated: bool) -> ExpectedVersion:
         """Return the condition that there is no successor yet; else raise CommandRefused.
 
-        That of a repeated command exists: then deciding finds that the old key is rotated.
+        That of a command that may be repeated exists: deciding finds that the old key is rotated.
         """
         stream = api_key_stream(command.successor_key_id)
         loaded = await self._deciding.load(KEY, stream)
-        if loaded.version and origin.command_id is None:
+        if loaded.version and not is_repeated:
             standing = loaded.state.standing(command.now)
             raise command.refused(stream, standing, "a key with this id exists")
         return ExpectedVersion(stream, 0)
@@ -210,6 +213,10 @@ class ApiKeys:
         command = RevokeKey(key_id=key_id, now=self._now(), reason=reason)
         done = await self._deciding.execute(KEY, command.stream, command, origin=origin)
         return KeyRevoked(key_id, done.appended)
+
+    async def state(self, key_id: UUID) -> Key:
+        """Return a key as its events have it now; `issued` is None if there is none."""
+        return (await self._deciding.load(KEY, api_key_stream(key_id))).state
 
     async def use(
         self,
@@ -307,7 +314,7 @@ class ApiKeys:
         if not appended.duplicate:
             self._remember(alive, appended)
         is_new = not appended.duplicate or wanted.origin.command_id is None
-        return KeyUse(True, key.key_id, key.user_id, None, appended, is_new)
+        return KeyUse(True, key.key_id, key.user_id, None, appended, is_new, key.permissions)
 
     def _conditions(self, alive: Alive) -> list[Condition]:
         """Return what has to hold for a use: nothing has ended what was alive when last looked."""

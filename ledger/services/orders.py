@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -148,7 +149,12 @@ class Orders:
             strategy=strategy,
             extra_data=extra_data,
         )
-        return await self._command(command, origin, partial(self._may_place, command))
+        tries = itertools.count()
+
+        async def guard() -> Sequence[Condition]:
+            return await self._may_place(command, loads=next(tries) > 0)
+
+        return await self._command(command, origin, guard, is_first=True)
 
     async def request_replace(
         self,
@@ -357,10 +363,17 @@ class Orders:
         return (await self._deciding.load(ORDERS, order_stream(order_id))).state
 
     async def _command(
-        self, command: AnyOrderCommand, origin: Origin, guard: Guard | None = None
+        self,
+        command: AnyOrderCommand,
+        origin: Origin,
+        guard: Guard | None = None,
+        *,
+        is_first: bool = False,
     ) -> Recorded:
         stream = order_stream(command.order_id)
-        done = await self._deciding.execute(ORDERS, stream, command, guard=guard, origin=origin)
+        done = await self._deciding.execute(
+            ORDERS, stream, command, guard=guard, origin=origin, is_first=is_first
+        )
         [event] = cast("Sequence[OrderEvent]", done.events)
         appended = cast("Appended", done.appended)
         return Recorded(command.order_id, event, appended, appended.size)
@@ -402,30 +415,35 @@ class Orders:
             metadata=origin.metadata,
         )
 
-    async def _may_place(self, command: PlaceOrder) -> Sequence[Condition]:
+    async def _may_place(self, command: PlaceOrder, *, loads: bool) -> Sequence[Condition]:
         """Refuse users who may not act, and an explicit position that is open and another's."""
         if command.position_id is not None:
             tag = position_tag(command.user_id, command.token, command.position_id)
             book = (await self._deciding.load_tagged(self._books, tag)).state
             if book.size != 0 and not book.is_of(command.user_id, command.token):
                 raise command.refused(tag, "held by another", "a position has one user and token")
-        return await self._may_act(command, command.user_id)
+        return await self._may_act(command, command.user_id, loads=loads)
 
     async def _may_replace(self, command: RequestReplace) -> Sequence[Condition]:
         user_id = (await self.state(command.order_id)).user_id
         return () if user_id is None else await self._may_act(command, user_id)
 
     async def _may_act(
-        self, command: PlaceOrder | RequestReplace, user_id: UUID
+        self, command: PlaceOrder | RequestReplace, user_id: UUID, *, loads: bool = True
     ) -> Sequence[Condition]:
-        """Refuse users who are not active; return the condition under which this one stays so."""
+        """Refuse users who are not active; return the condition under which this one stays so.
+
+        Who was active when last looked is looked up only if it `loads`: the condition finds out.
+        """
         stream = user_stream(user_id)
-        loaded = await self._deciding.load(USER, stream)
-        if not loaded.state.is_active:
-            state = "Deactivated" if loaded.state.is_known else "Unknown"
+        user = self._deciding.known(USER, stream)
+        if loads or not user.state.is_active:
+            user = await self._deciding.load(USER, stream)
+        if not user.state.is_active:
+            state = "Deactivated" if user.state.is_known else "Unknown"
             raise command.refused(stream, state, "only an active user may act")
         ends = (UserDeactivated, UserErased)
-        return (NoEvent(types=ends, stream=stream, after=loaded.offset),)
+        return (NoEvent(types=ends, stream=stream, after=user.offset),)
 
 
 def _new_order_id(origin: Origin) -> UUID:

@@ -17,7 +17,7 @@ from ledger.domain.positions import (
     ProtectionSet,
     SetProtection,
 )
-from ledger.errors import CommandRefused, EventIdConflict
+from ledger.errors import CommandRefused, EventIdConflict, InvalidCommand
 from ledger.event import Event
 from ledger.services.orders import AnyAmount
 from ledger.stores import Appended
@@ -85,7 +85,7 @@ class Positions:
         async def attempt() -> PositionStored:
             try:
                 return await self._attempt(command, origin)
-            except (CommandRefused, EventIdConflict):
+            except (CommandRefused, EventIdConflict, InvalidCommand):
                 earlier = await self._earlier(command, origin)
                 if earlier is None:
                     raise

@@ -21,6 +21,7 @@ from ledger.domain.users import (
     ChangeRoles,
     ClaimLogin,
     Deactivate,
+    EndSessions,
     EraseUser,
     FinishLogin,
     HoldUser,
@@ -37,6 +38,7 @@ from ledger.domain.users import (
     User,
     UserDeactivated,
     UserErased,
+    UserRegistered,
     user_stream,
 )
 from ledger.errors import CommandRefused, InvalidCommand, LedgerError
@@ -75,14 +77,14 @@ class Erased(msgspec.Struct, frozen=True):
 
 
 class ErasureUnfinished(LedgerError):
-    """The journal says that a user is erased, but the data key is still there: try again."""
+    """The journal says that a user is erased, but the data key may still be there: try again."""
 
     exit_code = 3
 
     def __init__(self, user_id: UUID, error: LedgerError) -> None:
         super().__init__(
-            f"user {user_id} counts as erased, but the data key could not be destroyed: {error}; "
-            "erase the user again to finish it"
+            f"user {user_id} counts as erased, but that could not be finished: {error}; "
+            "erase the user again"
         )
         self.user_id = user_id
 
@@ -180,6 +182,10 @@ class Users:
             ChangePassword(user_id=user_id, password_hash=password_hash), origin
         )
 
+    async def password_changed(self, *, user_id: UUID, origin: Origin) -> Appended | None:
+        """Return where the same command has changed the user's password before, None if nowhere."""
+        return await self._deciding.earlier(user_stream(user_id), ChangePassword.__name__, origin)
+
     async def change_email(
         self, *, user_id: UUID, email: str | None, origin: Origin = ORIGIN
     ) -> UserChanged:
@@ -229,6 +235,12 @@ class Users:
         """Lift the lock of an account."""
         return await self._change(Unlock(user_id=user_id, now=self._now(), reason=reason), origin)
 
+    async def end_sessions(
+        self, *, user_id: UUID, reason: str | None = None, origin: Origin = ORIGIN
+    ) -> UserChanged:
+        """Log the user out everywhere: no session that was started before is good any more."""
+        return await self._change(EndSessions(user_id=user_id, reason=reason), origin)
+
     async def hold(self, *, user_id: UUID, reason: str, origin: Origin = ORIGIN) -> UserChanged:
         """Let nobody erase the user until the hold is lifted."""
         return await self._change(HoldUser(user_id=user_id, reason=reason), origin)
@@ -242,15 +254,26 @@ class Users:
 
         First the event is stored, then the data key destroyed. After an error call it again: it
         finishes what was begun, and changes nothing once all is done. CommandRefused under a legal
-        hold, ErasureUnfinished where the event is stored but the key could not be destroyed.
+        hold, ErasureUnfinished where the event is stored, and anything went wrong after that.
         """
         command = EraseUser(user_id=user_id, reason=reason)
         done = await self._execute(command, origin)
         try:
             destroyed = await self._deciding.journal.privacy.destroy(command.stream)
+            plain_events = await self._readable(command.stream)
         except LedgerError as error:
             raise ErasureUnfinished(user_id, error) from error
-        return Erased(user_id, done.appended, destroyed, await self._readable(command.stream))
+        return Erased(user_id, done.appended, destroyed, plain_events)
+
+    async def state(self, user_id: UUID) -> User:
+        """Return a user as the events have them now; not `is_known` if there are none."""
+        return (await self._deciding.load(USER, user_stream(user_id))).state
+
+    async def username(self, user_id: UUID) -> str | None:
+        """Return the name under which a user was registered, None if there is none, or no more."""
+        first = await self._deciding.journal.read_stream(user_stream(user_id), limit=1)
+        named = [each.event for each in first if isinstance(each.event, UserRegistered)]
+        return named[0].username if named else None
 
     async def _readable(self, stream: str) -> int:
         """Count the events of a stream in which a personal field can be read."""

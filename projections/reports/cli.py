@@ -12,7 +12,7 @@ import typer
 
 from ledger import console
 from ledger.journal import Journal, open_journal
-from projections.cli import JournalOption
+from ledger.options import JournalOption
 from projections.exporting import FileExists
 from projections.reports.ocsf import security_events
 from projections.reports.order_trail import KINDS, order_trail
@@ -28,13 +28,8 @@ from projections.reports.writing import (
     write_report,
 )
 
-EPILOG = "Exit codes: 0 done, 2 bad input or usage, 3 environment."
-
-app = typer.Typer(
-    help="Write reports for others: security events as OCSF, the audit trail of orders.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+app = console.Program(
+    help="Write reports for others: security events as OCSF, the audit trail of orders."
 )
 
 POINT = "a size, or a time of recording such as 2026-11-23T14:38:00Z."
@@ -48,6 +43,7 @@ OutputOption = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="Write this file, and what it was made of beside it."),
 ]
+NdjsonOption = Annotated[bool, typer.Option("--json", help="Short for --format ndjson.")]
 
 Report = Callable[[Journal, Span], Rows]
 
@@ -65,11 +61,13 @@ def security(
     output: Annotated[
         SecurityFormat, typer.Option("--format", help="How to write.")
     ] = SecurityFormat.NDJSON,
+    as_json: NdjsonOption = False,
     file: OutputOption = None,
     journal: JournalOption = None,
 ) -> None:
     """Write the security events as OCSF, one JSON object a line."""
-    _report("security", security_events, (first, last), Format(output), {}, file, journal)
+    chosen = Format.NDJSON if as_json else Format(output)
+    _report("security", security_events, (first, last), chosen, {}, file, journal)
 
 
 @app.command()
@@ -77,11 +75,13 @@ def orders(
     first: FromOption = None,
     last: ToOption = None,
     output: Annotated[Format, typer.Option("--format", help="How to write.")] = Format.CSV,
+    as_json: NdjsonOption = False,
     file: OutputOption = None,
     journal: JournalOption = None,
 ) -> None:
     """Write the audit trail of orders: one line an event, with the state that it led to."""
-    _report("orders", order_trail, (first, last), output, KINDS, file, journal)
+    chosen = Format.NDJSON if as_json else output
+    _report("orders", order_trail, (first, last), chosen, KINDS, file, journal)
 
 
 def _report(

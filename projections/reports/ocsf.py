@@ -25,6 +25,14 @@ from ledger.domain.api_keys import (
     ApiKeyUsed,
     api_key_stream,
 )
+from ledger.domain.requests import RequestHandled
+from ledger.domain.sessions import (
+    EndReason,
+    SessionEnded,
+    SessionEvent,
+    SessionRefreshed,
+    SessionStarted,
+)
 from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
@@ -37,6 +45,7 @@ from ledger.domain.users import (
     PasswordChanged,
     PermissionsChanged,
     RolesChanged,
+    SessionsEnded,
     UserDeactivated,
     UserErased,
     UserReactivated,
@@ -62,7 +71,13 @@ CLASSES = {
 }
 CATEGORIES = {3: "Identity & Access Management", 6: "Application Activity"}
 ACTIVITIES = {
-    AUTHENTICATION: {1: "Logon", 6: "Preauth"},
+    AUTHENTICATION: {
+        1: "Logon",
+        2: "Logoff",
+        3: "Authentication Ticket",
+        5: "Service Ticket Renew",
+        6: "Preauth",
+    },
     USER_MANAGEMENT: {
         1: "Create",
         2: "Update",
@@ -95,6 +110,10 @@ KINDS: Mapping[type[Event], Kind] = {
     LoginAttempted: Kind(AUTHENTICATION, 6, status_id=0),
     LoginSucceeded: Kind(AUTHENTICATION, 1),
     LoginFailed: Kind(AUTHENTICATION, 1, LOW, 2),
+    SessionStarted: Kind(AUTHENTICATION, 3),
+    SessionRefreshed: Kind(AUTHENTICATION, 5),
+    SessionEnded: Kind(AUTHENTICATION, 2),
+    SessionsEnded: Kind(AUTHENTICATION, 2),
     UserRegistered: Kind(USER_MANAGEMENT, 1),
     EmailChanged: Kind(USER_MANAGEMENT, 2),
     PermissionsChanged: Kind(USER_MANAGEMENT, 2),
@@ -112,6 +131,7 @@ KINDS: Mapping[type[Event], Kind] = {
     ApiKeyRevoked: Kind(API_ACTIVITY, 4),
     ApiKeyUsed: Kind(API_ACTIVITY, OTHER),
     ApiKeyRefused: Kind(API_ACTIVITY, OTHER, LOW, 2),
+    RequestHandled: Kind(API_ACTIVITY, OTHER),
 }
 """The event types that are reported."""
 
@@ -130,7 +150,19 @@ VERBS = {
 """How the names of actions begin that a key was used for, by activity."""
 
 MAPPED = frozenset(
-    ("user_id", "username", "email", "source", "reason", "count", "action", "resource", "key_id")
+    (
+        "user_id",
+        "session_id",
+        "status",
+        "username",
+        "email",
+        "source",
+        "reason",
+        "count",
+        "action",
+        "resource",
+        "key_id",
+    )
 )
 """Fields that have attributes of their own."""
 UNMAPPED = (
@@ -226,8 +258,13 @@ def _kind_of(event: Event) -> Kind:
     kind = KINDS[event.kind]
     if isinstance(event, ApiKeyUsed | ApiKeyRefused):
         return kind._replace(activity_id=activity_of(event.action))
+    if isinstance(event, RequestHandled):
+        severity_id, status_id = (LOW, 2) if event.has_failed else (INFORMATIONAL, 1)
+        return Kind(API_ACTIVITY, activity_of(event.action), severity_id, status_id)
     if isinstance(event, PasswordChanged) and event.upgraded:
         return kind._replace(activity_id=2)  # the password is the same
+    if isinstance(event, SessionEnded) and event.reason == EndReason.REUSED:
+        return kind._replace(severity_id=MEDIUM)
     return kind
 
 
@@ -303,6 +340,8 @@ def _of_user(journal: str, recorded: RecordedEvent, named: Named) -> dict[str, A
         found["src_endpoint"] = source
     if recorded.metadata.actor is not None:
         found["actor"] = {"app_name": recorded.metadata.actor}
+    if isinstance(event, SessionEvent):
+        found["session"] = {"uid": str(event.session_id)}
     if isinstance(event, EmailChanged):
         del found["service"]
         found["user"] = _user(named, event.previous_email)
@@ -338,6 +377,8 @@ def _api_activity(recorded: RecordedEvent, named: Named) -> dict[str, Any]:
     api: dict[str, Any] = {"operation": operation}
     if metadata.request_id is not None:
         api["request"] = {"uid": metadata.request_id}
+    if isinstance(event, RequestHandled):
+        api["response"] = {"code": event.status}
     return {
         "actor": _key_actor(recorded, named),
         "api": api,
@@ -354,6 +395,10 @@ def _key_actor(recorded: RecordedEvent, named: Named) -> dict[str, Any]:
         found["app_name"] = actor
     if isinstance(event, ApiKeyUsed | ApiKeyRefused) and named.user_id is not None:
         found["user"] = {**_user(named), "credential_uid": str(event.key_id)}
+    if isinstance(event, RequestHandled):
+        found["user"] = _user(named)
+        if event.session_id is not None:
+            found["session"] = {"uid": str(event.session_id)}
     return found or {"app_name": UNKNOWN}
 
 

@@ -10,10 +10,11 @@ import pytest
 
 from ledger.conditions import NoEvent
 from ledger.decider import Command, Decider
-from ledger.deciding import Deciding, Origin
+from ledger.deciding import Deciding, Origin, StreamMoved
 from ledger.errors import CommandRefused, Contended, InvalidCommand
 from ledger.event import Amount, Event, Metadata, NewEvent
 from ledger.journal import Journal
+from ledger.stores import Appended
 from tests.ledger.support import AnyEvent, Remarked, opened, read_all
 
 
@@ -67,6 +68,19 @@ async def test_parallel_commands_are_decided_one_after_the_other(
         )
     texts = [event.event.text for event in await read_all(journal)]  # type: ignore[attr-defined]
     assert texts == [str(n) for n in range(1, 41)]
+
+
+async def test_a_command_that_should_be_first_need_not_be(
+    journal: Journal, database_url: str
+) -> None:
+    """It is tried without a look at the stream; where others were there, it is decided anew."""
+    async with opened(database_url) as other:
+        await Deciding(other).execute(COUNTER, "counter", Count(), is_first=True)
+    deciding = Deciding(journal)
+    done = await deciding.execute(COUNTER, "counter", Count(), is_first=True)
+    assert (done.before, done.appended) == (1, Appended((1,)))
+    with pytest.raises(CommandRefused, match="in state 2"):
+        await deciding.execute(COUNTER, "counter", Count(limit=2), is_first=True)
 
 
 async def test_a_refused_command_leaves_no_event(journal: Journal) -> None:
@@ -159,3 +173,61 @@ async def test_what_is_known_only_grows(journal: Journal) -> None:
     loaded = await asyncio.gather(first, *(deciding.load(COUNTER, "counter") for _ in range(5)))
     assert {each.version for each in loaded} == {2}
     assert (known.version, deciding.known(COUNTER, "counter").version) == (0, 2)
+
+
+async def test_a_version_that_the_caller_gave_is_not_decided_anew(journal: Journal) -> None:
+    """Another version is an error at once; a repeated command still finds what it stored."""
+    deciding = Deciding(journal)
+    first = Origin(command_id=uuid4(), expected_version=0)
+    done = await deciding.execute(COUNTER, "counter", Count(), origin=first)
+    for is_first in (False, True):
+        with pytest.raises(StreamMoved, match="is at version 1, not at the expected 7") as moved:
+            await Deciding(journal).execute(
+                COUNTER,
+                "counter",
+                Count(),
+                origin=Origin(expected_version=7),
+                is_first=is_first,
+            )
+        assert (moved.value.expected, moved.value.actual) == (7, 1)
+    again = await Deciding(journal).execute(COUNTER, "counter", Count(), origin=first)
+    assert done.appended
+    assert again.appended
+    assert (again.appended.offsets, again.appended.duplicate) == (done.appended.offsets, True)
+    assert await journal.size() == 1
+
+
+async def test_a_repeated_command_may_come_too_late_for_its_values(journal: Journal) -> None:
+    """What was right when it was stored is found, though it cannot be right any more."""
+    is_late = False
+
+    def punctual(command: Count, state: int) -> Sequence[Event]:
+        if is_late:
+            raise command.invalid("limit", "is past")
+        return decide(command, state)
+
+    decider, origin = Decider(0, punctual, evolve), Origin(command_id=uuid4())
+    for is_first in (True, False):
+        first = await Deciding(journal).execute(
+            decider, "counter", Count(), origin=origin, is_first=is_first
+        )
+        assert first.appended
+        is_late = True
+        again = await Deciding(journal).execute(
+            decider, "counter", Count(), origin=origin, is_first=is_first
+        )
+        assert again.appended == Appended(first.appended.offsets, duplicate=True)
+        with pytest.raises(InvalidCommand, match="is past"):
+            await Deciding(journal).execute(decider, "counter", Count(), is_first=is_first)
+        is_late = False
+
+
+async def test_names_of_nothing_take_no_room(journal: Journal) -> None:
+    """However many are made up, what is kept of streams that are there stays."""
+    deciding = Deciding(journal)
+    await deciding.execute(COUNTER, "counter", Count())
+    kept = await deciding.load(COUNTER, "counter")
+    for name in ("never", "nowhere"):
+        assert (await deciding.load(COUNTER, name)).version == 0
+        assert (await deciding.load_tagged(COUNTER, name)).version == 0
+    assert list(deciding._kept.values()) == [kept]

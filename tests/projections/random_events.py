@@ -42,6 +42,8 @@ from ledger.domain.orders import (
     TimeInForce,
 )
 from ledger.domain.positions import PositionLiquidated, ProtectionSet, closing_order_id
+from ledger.domain.requests import RequestHandled
+from ledger.domain.sessions import SessionEnded, SessionRefreshed, SessionStarted
 from ledger.domain.users import (
     AccountLocked,
     AccountUnlocked,
@@ -52,6 +54,7 @@ from ledger.domain.users import (
     PasswordChanged,
     PermissionsChanged,
     RolesChanged,
+    SessionsEnded,
     UserDeactivated,
     UserErased,
     UserReactivated,
@@ -68,7 +71,7 @@ class Dice:
     """Picks ids, amounts and fields at random out of few, so that events meet."""
 
     def __init__(self, random: Random, odd_chance: float) -> None:
-        self.random = random
+        self.random, self.others = random, Random(0)
         self.odd_chance = odd_chance
         self.closing = an_id("order 0")
         self.position_id = an_id("position 0")
@@ -253,7 +256,7 @@ class Dice:
                 PermissionsChanged(user_id=user_id, permissions=("trade", "withdraw")),
                 RolesChanged(user_id=user_id, roles=("admin",)),
                 LoginAttempted(user_id=user_id, attempt_id=user_id, expires_at=START),
-                LoginAttempted(username="st…", name_digest="digest"),
+                self.request_event(user_id),
                 LoginSucceeded(user_id=user_id),
                 LoginFailed(username=name, user_id=user_id),
                 LoginFailed(username=name, user_id=user_id, attempt_id=user_id, reason="locked"),
@@ -266,6 +269,25 @@ class Dice:
                 UserDeactivated(user_id=user_id),
                 UserReactivated(user_id=user_id),
                 UserErased(user_id=user_id, reason="request"),
+            ]
+        )
+
+    def request_event(self, user_id: UUID) -> Event:
+        """Make an event that a request leads to; the other dice fall as they would without it."""
+        return self.others.choice(
+            [
+                LoginAttempted(username="st…", name_digest="digest"),
+                SessionStarted(
+                    session_id=user_id,
+                    user_id=user_id,
+                    expires_at=START + timedelta(hours=12),
+                    refresh_digest="digest",
+                    family_digest="digest",
+                ),
+                SessionRefreshed(session_id=user_id, user_id=user_id, refresh_digest="other"),
+                SessionEnded(session_id=user_id, user_id=user_id, reason="logged_out"),
+                SessionsEnded(user_id=user_id),
+                RequestHandled(user_id=user_id, action="GET", status=404),
             ]
         )
 

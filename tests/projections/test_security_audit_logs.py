@@ -13,8 +13,7 @@ from uuid import uuid4
 import pytest
 from msgspec.structs import replace
 
-import ledger.domain.api_keys
-import ledger.domain.users
+from ledger import domain
 from ledger.codec import encode_event
 from ledger.deciding import Origin
 from ledger.domain.api_keys import ApiKeyUsed
@@ -28,6 +27,7 @@ from ledger.domain.orders import (
     OrderReplaceRejected,
     OrderType,
 )
+from ledger.domain.requests import RequestHandled
 from ledger.domain.users import LoginAttempted, UserRegistered, name_digest
 from ledger.errors import CommandRefused
 from ledger.event import Amount, Event, Metadata, NewEvent, RecordedEvent, event_types
@@ -67,7 +67,7 @@ def origin(address: str, request: str = "request 1") -> Origin:
 
 
 async def live_a_life(service: Ledger) -> list[str]:
-    """Do everything that a user and their keys can go through; return the keys that were shown."""
+    """Do everything that a user and their keys can go through; return what was shown once."""
     users, keys = service.users, service.api_keys
     ann = (
         await users.register(username="ann", password=PASSWORDS[0], email="a@x", origin=origin(V4))
@@ -81,6 +81,12 @@ async def live_a_life(service: Ledger) -> list[str]:
     for _ in range(6):
         await users.login(username="ann", password=PASSWORDS[3], origin=origin(V6))
     await users.unlock(user_id=ann)
+    opened = await service.sessions.start(username="ann", password=PASSWORDS[1], origin=origin(V4))
+    assert opened
+    token = opened.refresh_token.reveal()
+    for _ in range(2):
+        await service.sessions.refresh(refresh_token=token, origin=origin(V4))
+    await users.end_sessions(user_id=ann)
     old = UserRegistered(user_id=uuid4(), username="old", password_hash=f"{OLD_HASH}:{SALT}")
     await service.journal.append(NewEvent(old))
     await users.login(username="old", password=PASSWORDS[2])
@@ -103,7 +109,7 @@ async def live_a_life(service: Ledger) -> list[str]:
         await keys.use(presented=presented, action="GET", resource="/orders", origin=origin(V6))
     await keys.revoke(key_id=second.key_id, origin=origin(V4))
     await keys.flush()
-    return shown
+    return [*shown, token]
 
 
 async def rows_of(service: Ledger, settings: Settings) -> list[dict[str, Any]]:
@@ -143,8 +149,8 @@ def hashes_in(events: list[RecordedEvent]) -> list[str]:
 
 
 def domain_types() -> dict[str, type[Event]]:
-    """Return the event types of users and API keys."""
-    modules = (ledger.domain.users.__name__, ledger.domain.api_keys.__name__)
+    """Return the event types of users, their sessions and API keys."""
+    modules = [each.__name__ for each in (domain.users, domain.sessions, domain.api_keys)]
     return {name: known for name, known in event_types().items() if known.__module__ in modules}
 
 
@@ -156,8 +162,10 @@ async def test_rows_say_who_did_what_from_where(service: Ledger, settings: Setti
     assert (registered["ip_address"], registered["request_id"]) == (V4, "request 1")
     assert registered["resource"] == f"user-{registered['user_id']}"
     told = Counter((row["event_type"], row["action"], row["success"]) for row in rows)
-    assert told["LoginAttempted", "attempt_login", True] == 3 + 4 + 1 + 5 + 1
-    assert told["LoginSucceeded", "login", True] == 2
+    assert told["LoginAttempted", "attempt_login", True] == 3 + 4 + 1 + 1 + 5 + 1
+    assert told["LoginSucceeded", "login", True] == 3
+    assert told["SessionRefreshed", "refresh_session", True] == 1
+    assert told["SessionEnded", "end_session", True] == 1
     assert told["LoginFailed", "login", False] == 1 + 1 + 6 + 6 + 1
     assert told["AccountLocked", "lock", True] == 2
     assert told["ApiKeyUsed", "GET", True] == 1
@@ -239,6 +247,17 @@ def test_an_attempt_and_its_outcome_name_each_other() -> None:
     expected = {"attempt_id": str(an_id("attempt")), "source": "gateway"}
     assert row.details == {"user_id": str(an_id("user"))} | expected
     assert (row.action, row.success) == ("attempt_login", True)
+
+
+@pytest.mark.parametrize(("status", "is_success"), [(204, True), (399, True), (400, False)])
+def test_requests_say_themselves_what_was_done(status: int, is_success: bool) -> None:
+    """As uses of keys do: action and resource are the request's, its status says how it went."""
+    request = RequestHandled(
+        user_id=an_id("user"), action="GET /orders/{order_id}", resource="/orders/7", status=status
+    )
+    row = audited(request, Metadata(actor="user:7"))
+    assert (row.action, row.resource) == ("GET /orders/{order_id}", "/orders/7")
+    assert (row.success, row.details["status"]) == (is_success, status)
 
 
 def test_no_field_that_holds_a_secret_is_shown() -> None:

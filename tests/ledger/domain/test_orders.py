@@ -95,11 +95,6 @@ DIGITS = "has too many digits: at most 12 before and 8 after the point"
         ("slippage_bps", "must be 0 to 10000", {"slippage_bps": 10_001}),
         ("expires_at", EXPIRY, {"time_in_force": TimeInForce.GTD}),
         ("expires_at", EXPIRY, {"expires_at": LATER}),
-        (
-            "expires_at",
-            "2026-01-01T00:00:00+00:00 has passed",
-            {"time_in_force": TimeInForce.GTD, "expires_at": NOW},
-        ),
         ("token", TOKEN, {"token": ""}),
         ("token", TOKEN, {"token": "a\nb"}),
         ("token", TOKEN, {"token": "x" * 201}),
@@ -126,6 +121,13 @@ def test_what_no_venue_could_carry_out_is_invalid(
         place(**values)
     error = caught.value
     assert (error.command, error.field, error.reason) == ("PlaceOrder", field, reason)
+
+
+def test_an_order_that_has_expired_is_not_placed() -> None:
+    """That is decided, and not a matter of the command: one that is repeated may come late."""
+    late = place(time_in_force=TimeInForce.GTD, expires_at=NOW)
+    with pytest.raises(InvalidCommand, match=r"expires_at: 2026-01-01T00:00:00\+00:00 has passed"):
+        decide(late, OrderState())
 
 
 @pytest.mark.parametrize(

@@ -660,7 +660,7 @@ def recorded(event: Event, at: datetime, delay: timedelta = timedelta(days=1)) -
     return RecordedEvent(0, "s", 1, ID, 1, at + delay, at, Metadata(), b"", event)
 
 
-NUMBERS = ("password_changes", "failures")
+NUMBERS = ("password_changes", "failures", "sessions_void_offset")
 
 
 def test_what_is_not_given_is_none() -> None:
@@ -688,6 +688,7 @@ def test_what_is_not_given_is_none() -> None:
         assert all(value in (None, (), Guesses()) or value is False for value in values)
         assert None in values
     assert (User().password_changes, Guesses().failures) == (0, 0)
+    assert User().sessions_void_offset == -1
 
 
 def test_times_need_a_zone() -> None:

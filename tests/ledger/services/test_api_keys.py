@@ -144,10 +144,15 @@ async def test_commands_that_are_refused(ledger: Ledger) -> None:
     keys = ledger.api_keys
     with pytest.raises(CommandRefused, match="in state unknown: the user must be active"):
         await keys.issue(user_id=uuid4(), name="bot")
-    with pytest.raises(CommandRefused, match="a key with this id exists"):
-        await keys.rotate(
-            key_id=issued.key_id, overlap=WINDOW, successor_key_id=await taken(ledger)
-        )
+    successor_key_id = await taken(ledger)
+    for origin in (Origin(), Origin(command_id=uuid4())):
+        with pytest.raises(CommandRefused, match="a key with this id exists"):
+            await keys.rotate(
+                key_id=issued.key_id,
+                overlap=WINDOW,
+                successor_key_id=successor_key_id,
+                origin=origin,
+            )
     with pytest.raises(CommandRefused, match="RevokeKey is refused in state unknown"):
         await keys.revoke(key_id=uuid4())
     with pytest.raises(CommandRefused, match="RotateKey is refused in state unknown"):
@@ -565,3 +570,30 @@ async def test_closing_stores_what_was_counted(database_url: str) -> None:
     async with a_ledger(database_url) as ledger:
         assert sum(each.count for each in await refusals(ledger)) == 50
         assert len(await refusals(ledger)) <= 8
+
+
+async def test_repeated_commands_may_come_after_their_times(ledger: Ledger, clock: Clock) -> None:
+    """A key that has expired was issued all the same, or has taken another's place."""
+    origin, ends = Origin(command_id=uuid4()), clock.now + timedelta(seconds=1)
+    user_id, old = await owner(ledger), await issue(ledger)
+    size = await ledger.journal.size() + 3
+
+    async def both(repeated: Origin) -> list[KeyIssued]:
+        return [
+            await ledger.api_keys.issue(
+                user_id=user_id, name="bot", expires_at=ends, origin=repeated
+            ),
+            await ledger.api_keys.rotate(
+                key_id=old.key_id, overlap=timedelta(hours=1), expires_at=ends, origin=repeated
+            ),
+        ]
+
+    first = await both(origin)
+    clock.move(2)
+    again = await both(origin)
+    assert [each.key for each in again] == [None, None]
+    assert [each.appended and each.appended.duplicate for each in again] == [True, True]
+    assert [each.key_id for each in again] == [each.key_id for each in first]
+    with pytest.raises(InvalidCommand, match="is past"):
+        await both(Origin(command_id=uuid4()))
+    assert await ledger.journal.size() == size

@@ -250,7 +250,7 @@ async def test_an_unknown_user_is_not_erased(ledger: Ledger) -> None:
 async def test_an_erasure_that_could_not_be_finished_is(ledger: Ledger, ann: UUID) -> None:
     """Where the keys' database is away, the error says what to do; doing it finishes the work."""
     away = mock.AsyncMock(side_effect=StoreUnavailable("away"))
-    message = f"user {ann} counts as erased, .* could not be destroyed: away; erase the user again"
+    message = f"user {ann} counts as erased, .* could not be finished: away; erase the user again"
     with (
         mock.patch.object(ledger.journal.privacy, "destroy", away),
         pytest.raises(ErasureUnfinished, match=message) as unfinished,

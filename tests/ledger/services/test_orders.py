@@ -241,6 +241,38 @@ async def test_nothing_is_placed_after_a_deactivation(
     assert len(events) == 2 + 30 - len(wrong)
 
 
+async def test_what_is_known_of_a_user_is_only_a_guess(
+    journal: Journal, orders: Orders, database_url: str
+) -> None:
+    """Placing goes by the last look at the user; what others stored since is found, and looked at.
+
+    One who was deactivated and active again may place; one who is deactivated may not.
+    """
+    await place(orders, uuid4())
+    async with opened(database_url) as other:
+        await other.append(NewEvent(UserDeactivated(user_id=USER)))
+        await other.append(NewEvent(UserReactivated(user_id=USER)))
+        assert (await place(orders, uuid4())).is_new
+        await other.append(NewEvent(UserDeactivated(user_id=USER)))
+    with pytest.raises(CommandRefused, match="PlaceOrder is refused in state Deactivated"):
+        await place(orders, uuid4())
+
+
+async def test_an_order_id_is_taken_once_by_all_processes(
+    journal: Journal, orders: Orders, database_url: str
+) -> None:
+    """Placing does not look whether the order is there, and finds out all the same."""
+    async with opened(database_url) as other:
+        await place(Ledger(other).orders)
+        with pytest.raises(CommandRefused, match="PlaceOrder is refused in state PendingNew"):
+            await place(orders)
+        ids = [an_id(number) for number in range(10)]
+        calls = [place(each, order) for order in ids for each in (orders, Ledger(other).orders)]
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert Counter(type(each) for each in outcomes) == {Recorded: 10, CommandRefused: 10}
+    assert len(await stored(journal)) == 11
+
+
 async def test_amounts_that_do_not_fit_are_refused_by_name(
     journal: Journal, orders: Orders
 ) -> None:
@@ -418,3 +450,21 @@ async def test_a_fill_of_any_token_is_recorded(
     assert filled.is_new
     [recorded] = await journal.read_tagged(position_tag(USER, token, None))
     assert recorded.event == filled.event
+
+
+async def test_a_repeated_order_may_have_expired(database_url: str) -> None:
+    """It was placed in time: the repetition finds it, and stores nothing."""
+    clock, origin = Clock(), Origin(command_id=uuid4())
+    async with opened(database_url, clock=clock) as journal:
+        await journal.append(NewEvent(UserRegistered(user_id=USER, username="user")))
+        terms: dict[str, Any] = {
+            "time_in_force": TimeInForce.GTD,
+            "expires_at": clock.now + timedelta(seconds=1),
+        }
+        first = await place(Ledger(journal).orders, origin=origin, **terms)
+        clock.move(2)
+        again = await place(Ledger(journal).orders, origin=origin, **terms)
+        assert (first.is_new, again.is_new, again.event) == (True, False, first.event)
+        with pytest.raises(InvalidCommand, match="has passed"):
+            await place(Ledger(journal).orders, an_id("other"), **terms)
+        assert await journal.size() == 2

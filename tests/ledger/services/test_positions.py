@@ -18,6 +18,7 @@ from ledger.event import Amount, Metadata, NewEvent, VenueAmount
 from ledger.journal import Journal
 from ledger.services.markets import Markets
 from ledger.services.positions import Positions
+from ledger.stores import Appended
 from projections.groups import TRADING
 from projections.positions import Position
 from projections.replaying import fold_prefix
@@ -225,3 +226,21 @@ async def test_marks_are_stored_with_their_time(journal: Journal) -> None:
     with pytest.raises(InvalidCommand, match=r"MarkPrice\.price"):
         await markets.mark(token="SOL", price="1e3")
     assert await journal.size() == 2
+
+
+async def test_repeated_protection_may_be_of_a_position_that_has_turned(journal: Journal) -> None:
+    """Its levels would be on the wrong sides now; they were set all the same."""
+    positions, origin = Positions(Deciding(journal)), Origin(command_id=uuid4())
+    await fill(journal, 1)
+
+    async def protect(repeated: Origin) -> Appended:
+        stored = await positions.protect(
+            user_id=USER, token="SOL", stop_loss="5", take_profit="20", origin=repeated
+        )
+        return stored.appended
+
+    first = await protect(origin)
+    await fill(journal, -3)
+    assert await protect(origin) == Appended(first.offsets, duplicate=True)
+    with pytest.raises(InvalidCommand, match="stop_loss"):
+        await protect(Origin(command_id=uuid4()))

@@ -453,3 +453,16 @@ async def _assert_audited(ledger: Ledger, url: str, attempts: int) -> None:
     outcomes = [row for row in rows if row["event_type"] == "LoginFailed"]
     assert (len(outcomes), any(row["success"] for row in outcomes)) == (attempts, False)
     assert Counter(row["event_type"] for row in rows) == await kinds(ledger.journal)
+
+
+async def test_a_repeated_lock_may_be_over(ledger: Ledger, clock: Clock) -> None:
+    """It was set in time: the repetition finds it."""
+    user_id = (await ledger.users.register(username="ada")).user_id
+    origin, until = Origin(command_id=uuid4()), clock.now + timedelta(seconds=1)
+    first = await ledger.users.lock(user_id=user_id, locked_until=until, origin=origin)
+    clock.move(2)
+    again = await ledger.users.lock(user_id=user_id, locked_until=until, origin=origin)
+    assert first.appended
+    assert again.appended == Appended(first.appended.offsets, duplicate=True)
+    with pytest.raises(InvalidCommand, match="is past"):
+        await ledger.users.lock(user_id=user_id, locked_until=until)

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from datetime import datetime
 from functools import partial
-from typing import Any
+from time import perf_counter
+from typing import Any, Protocol
 
 import msgspec
 
@@ -61,7 +62,29 @@ VERSION_MAX = 2**62
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, ValueError, RecursionError)
 """What a lens raises where a body is not an event."""
 
-_Waiting = tuple[Plain, "asyncio.Future[Appended]"]
+_Waiting = tuple[Plain, "asyncio.Future[Appended]", float]
+"""An append, who waits for it, and since when by the clock of `perf_counter`."""
+
+
+class Observer(Protocol):
+    """Looks on as a journal appends, for measurements and traces; it must be quick, and not raise.
+
+    `around` is entered before an append is queued and left when its outcome is known. `stored` is
+    told of each batch: the outcome of every append, and for how many seconds it has waited.
+    `refused` is told of appends that never got into a batch.
+    """
+
+    def around(self, events: Sequence[NewEvent]) -> AbstractContextManager[object]:
+        """Return what an append runs in."""
+        ...
+
+    def stored(self, outcomes: Sequence[Outcome], seconds: Sequence[float]) -> None:
+        """Take note of a batch."""
+        ...
+
+    def refused(self, error: LedgerError) -> None:
+        """Take note of an append that was refused before it was queued."""
+        ...
 
 
 class Journal:
@@ -94,6 +117,7 @@ class Journal:
         self._queue_events_max = queue_events_max
         self._writing: asyncio.Task[None] | None = None
         self._losses = 0
+        self.observer: Observer | None = None
 
     async def append(
         self, events: NewEvent | Sequence[NewEvent], *conditions: Condition
@@ -107,7 +131,18 @@ class Journal:
         stored.
         """
         new = (events,) if isinstance(events, NewEvent) else events
-        plain = Plain(new, prepare(new, conditions), any(map(is_personal, new)))
+        if self.observer is None:
+            return await self._append(new, conditions)
+        with self.observer.around(new):
+            return await self._append(new, conditions)
+
+    async def _append(self, new: Sequence[NewEvent], conditions: Sequence[Condition]) -> Appended:
+        try:
+            prepared = prepare(new, conditions)
+        except LedgerError as error:
+            self._tell_refused(error)
+            raise
+        plain = Plain(new, prepared, any(map(is_personal, new)))
         try:
             check_past(plain.prepared, self.now)
         except InvalidEvent as error:
@@ -129,15 +164,21 @@ class Journal:
     async def _enqueue(self, plain: Plain) -> Appended:
         """Let an append wait its turn."""
         if self._queue and self._queued_events + len(plain.events) > self._queue_events_max:
-            raise Overloaded(
+            error = Overloaded(
                 f"{self._queued_events:,} events wait to be stored already; slow down, try again"
             )
+            self._tell_refused(error)
+            raise error
         future: asyncio.Future[Appended] = asyncio.get_running_loop().create_future()
-        self._queue.append((plain, future))
+        self._queue.append((plain, future, perf_counter()))
         self._queued_events += len(plain.events)
         if self._writing is None:
             self._writing = asyncio.create_task(self._write_queue())
         return await future
+
+    def _tell_refused(self, error: LedgerError) -> None:
+        if self.observer is not None:
+            self.observer.refused(error)
 
     async def _write_queue(self) -> None:
         """Store what is queued, batch after batch, until the queue is empty."""
@@ -145,12 +186,23 @@ class Journal:
         try:
             while self._queue:
                 batch = self._next_batch()
-                outcomes = await self._store_batch([plain for plain, _ in batch])
+                outcomes = await self._store_batch([plain for plain, _, _ in batch])
+                self._note(batch, outcomes)
                 # Not at once: the next batch is sent first, so that the callers make their next
                 # events while the database is at work.
                 loop.call_soon(_resolve, loop, deque(zip(batch, outcomes, strict=True)))
         finally:
             self._writing = None
+
+    def _note(self, batch: Sequence[_Waiting], outcomes: Sequence[Outcome]) -> None:
+        if self.observer is not None:
+            now = perf_counter()
+            self.observer.stored(outcomes, [now - since for _, _, since in batch])
+
+    @property
+    def queued_events(self) -> int:
+        """How many events wait to be stored."""
+        return self._queued_events
 
     def _next_batch(self) -> list[_Waiting]:
         batch = [self._queue.popleft()]
@@ -161,7 +213,7 @@ class Journal:
             if events > BATCH_EVENTS_MAX or size > BATCH_BYTES_MAX:
                 break
             batch.append(self._queue.popleft())
-        self._queued_events -= sum(len(plain.events) for plain, _ in batch)
+        self._queued_events -= sum(len(plain.events) for plain, _, _ in batch)
         return batch
 
     async def _store_batch(self, batch: list[Plain]) -> list[Outcome]:
@@ -373,16 +425,17 @@ class Journal:
                 return found
 
     async def read_tagged(
-        self, tag: str, after: int = -1, *, stop: int | None = None
+        self, tag: str, after: int = -1, *, stop: int | None = None, limit: int | None = None
     ) -> list[RecordedEvent]:
         """Return the events that carry a tag, claimed and released ones too, above an offset.
 
-        With `stop` only those below that offset.
+        With `stop` only those below that offset, with `limit` at most so many.
         """
         found: list[RecordedEvent] = []
         while True:
             last = found[-1].offset if found else after
-            chunk = await self.store.read_tagged(self.journal_id, tag, last, CHUNK_SIZE)
+            count = CHUNK_SIZE if limit is None else min(CHUNK_SIZE, limit - len(found))
+            chunk = await self.store.read_tagged(self.journal_id, tag, last, count)
             found += await self._opened(_below(chunk, stop))
             if len(chunk) < CHUNK_SIZE or _is_past(chunk, stop):
                 return found
@@ -495,7 +548,7 @@ def _resolve(loop: asyncio.AbstractEventLoop, outcomes: deque[tuple[_Waiting, Ou
     the database would wait for the rest of its batch meanwhile.
     """
     for _ in range(min(RESOLVED_AT_ONCE, len(outcomes))):
-        (_, future), outcome = outcomes.popleft()
+        (_, future, _), outcome = outcomes.popleft()
         _tell(future, outcome)
     if outcomes:
         loop.call_soon(_resolve, loop, outcomes)

@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from sqlalchemy.exc import DBAPIError
 
 from ledger.errors import InvalidEvent, StoreUnavailable
-from ledger.settings import Settings, async_url
+from ledger.settings import Settings
 
 LOCK_MILLISECONDS = 500
 LOCKED_SECONDS = 300.0
@@ -41,9 +41,10 @@ def migrate(
     """
     config = Config()
     config.set_main_option("script_location", str(files("migrations")))
-    config.attributes["url"] = settings.migration_url
+    address = settings.address(settings.migration_url)
+    config.attributes["url"] = address.render_as_string(hide_password=False)
     try:
-        _open_once(async_url(settings.migration_url))
+        _open_once(address)
         _upgrade(config, revision, monotonic() + locked_seconds)
     except CommandError as error:
         raise InvalidEvent(str(error), field="revision") from error

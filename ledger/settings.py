@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,12 @@ from sqlalchemy.exc import ArgumentError
 
 from ledger.errors import LedgerError
 
+_AUTHORITIES = (
+    "/etc/ssl/certs/ca-certificates.crt",  # Debian, Ubuntu, Alpine
+    "/etc/pki/tls/certs/ca-bundle.crt",  # Red Hat, Fedora
+    "/etc/ssl/ca-bundle.pem",  # SUSE
+    "/etc/ssl/cert.pem",
+)
 _ASYNC_DRIVERS = {"postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
 
@@ -68,6 +75,21 @@ class Settings(BaseSettings):
     http_audits_reads: bool = False
     metrics_token: SecretStr | None = Field(None, min_length=16)
 
+    def address(self, url: str | None = None) -> URL:
+        """Return `url`, `database_url` by default, for async engines, with the TLS that is set.
+
+        Raises SettingsInvalid as `async_url` does.
+        """
+        parsed = async_url(self.database_url if url is None else url)
+        if self.database_tls is None or parsed.get_backend_name() == "sqlite":
+            return parsed
+        options: dict[str, str] = {"sslmode": self.database_tls}
+        is_checked = self.database_tls.startswith("verify")
+        authorities = self.database_tls_ca or (_system_authorities() if is_checked else None)
+        if authorities is not None:
+            options["sslrootcert"] = str(authorities)
+        return parsed.update_query_dict(options)
+
     @property
     def migration_url(self) -> str:
         """The URL of the role that owns the tables; used by `ledger migrate` alone."""
@@ -77,6 +99,13 @@ class Settings(BaseSettings):
     def name_key_bytes(self) -> bytes | None:
         """The key for digests of names, None for one that the journal has itself."""
         return None if self.name_key is None else self.name_key.get_secret_value().encode()
+
+
+def _system_authorities() -> Path | None:
+    """Return the file with the certificates that this machine trusts, if it has one."""
+    known = ssl.get_default_verify_paths().cafile
+    candidates = map(Path, (*([known] if known else ()), *_AUTHORITIES))
+    return next((each for each in candidates if each.is_file()), None)
 
 
 @lru_cache

@@ -20,8 +20,15 @@ from ledger.settings import Settings, async_url
 from projections.rebuilding.declared import server_default
 from projections.rebuilding.side import is_side_table
 
+
+def _address() -> str:
+    """Return the owner's address, as the environment has it."""
+    settings = Settings()
+    return settings.address(settings.migration_url).render_as_string(hide_password=False)
+
+
 config = context.config
-url = async_url(config.attributes.get("url") or Settings().migration_url)
+url = async_url(config.attributes.get("url") or _address())
 is_sqlite = url.get_backend_name() == "sqlite"
 writer = rewriter.Rewriter()
 

@@ -23,7 +23,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ledger.engine import postgres_dsn
 from ledger.journal import Journal
-from ledger.settings import async_url
 from projections.database import Database, explained
 from projections.dialects import is_among
 from projections.model import ReadModel, values_of
@@ -117,7 +116,7 @@ class PostgresLoader:
         cls, journal: Journal, database: Database, projection: Projection[Any], target: str | None
     ) -> PostgresLoader:
         """Connect as the owner of the new tables."""
-        url = async_url(database.settings.migration_url)
+        url = database.settings.address(database.settings.migration_url)
         settings = {"application_name": "ledger rebuild", "jit": "off", "timezone": "UTC"}
         with explained():
             connection = await asyncpg.connect(

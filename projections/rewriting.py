@@ -93,7 +93,7 @@ async def rewrite(settings: Settings, url: str, wait_seconds: float, told: Told)
 
 
 async def _rewrite_server(settings: Settings, wait_seconds: float, told: Told) -> None:
-    url = async_url(settings.database_url)
+    url = settings.address()
     connection = await asyncpg.connect(
         postgres_dsn(url), timeout=settings.connect_timeout_seconds, command_timeout=None
     )

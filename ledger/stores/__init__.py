@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 from uuid import UUID
 
 import msgspec
@@ -153,6 +153,14 @@ class SignedCheckpoint(msgspec.Struct, frozen=True):
     made_at: datetime
 
 
+class Connections(msgspec.Struct, frozen=True):
+    """How many connections a store has open, how many are at work, and how many there may be."""
+
+    open: int
+    in_use: int
+    most: int
+
+
 Outcome = Appended | LedgerError
 
 
@@ -216,6 +224,15 @@ class SealedLog(Protocol):
 
         It must not be the newest. Return whether it was dropped.
         """
+        ...
+
+
+@runtime_checkable
+class Pooled(Protocol):
+    """A store that keeps connections."""
+
+    def connections(self) -> Connections:
+        """Return the state of its connections, those for appending and for reading together."""
         ...
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ledger.settings import Settings, async_url
+from ledger.settings import Settings
 from ledger.stores import Clock, Store
 from ledger.stores.postgres import PostgresStore
 from ledger.stores.sqlite import SqliteStore
@@ -13,6 +13,6 @@ def open_store(settings: Settings, clock: Clock | None = None) -> Store:
 
     `clock` replaces the database's clock, for simulations and tests.
     """
-    url = async_url(settings.database_url)
+    url = settings.address()
     kind = SqliteStore if url.get_backend_name() == "sqlite" else PostgresStore
     return kind(url, settings, clock)

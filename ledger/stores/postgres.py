@@ -29,6 +29,7 @@ from ledger.sqltypes import time_to_text
 from ledger.stores import (
     Appended,
     Clock,
+    Connections,
     JournalInfo,
     Outcome,
     PackedEvents,
@@ -352,6 +353,17 @@ class PostgresStore:
             except TimeoutError:
                 pool.terminate()
 
+    def connections(self) -> Connections:
+        """Return the state of the connections, those for appending and for reading together."""
+        pool, writers = self._pool, self._writers
+        reading = (0, 0) if pool is None else (pool.get_size(), pool.get_idle_size())
+        is_idle = self._idle_writers.qsize()
+        return Connections(
+            open=reading[0] + sum(each.is_open for each in writers),
+            in_use=reading[0] - reading[1] + len(writers) - is_idle,
+            most=2 * self._settings.pool_size + self._settings.pool_overflow,
+        )
+
     async def connect(self) -> tuple[Connection, Backend]:
         """Return a new connection for appending; StoreUnavailable where there is none."""
         with self._away():
@@ -572,6 +584,11 @@ class _Writer:
         self._backend: Backend | None = None
         self._warnings: list[str] = []
         self.losses = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it is connected, as far as it knows."""
+        return self._connection is not None
 
     async def run(self, sql: str, *arguments: Any) -> asyncpg.Record:
         """Run an append; while its outcome is unknown, run it again.

@@ -31,6 +31,7 @@ from ledger.sqltypes import text_to_time, time_to_text
 from ledger.stores import (
     Appended,
     Clock,
+    Connections,
     JournalInfo,
     Outcome,
     PackedEvents,
@@ -331,6 +332,12 @@ class SqliteStore:
         """Return the time by the clock that the store was given, else by this machine's."""
         return self._clock() if self._clock else datetime.now(UTC)
 
+    def connections(self) -> Connections:
+        """Return the state of the connections, the one for appending and those for reading."""
+        both = (self._writing, self._reading)
+        in_use = sum(min(each.works, each.most) for each in both)
+        return Connections(sum(each.count for each in both), in_use, sum(e.most for e in both))
+
     @contextlib.asynccontextmanager
     async def write_turn(self) -> AsyncIterator[None]:
         """Hold this process's turn to write to the file."""
@@ -414,11 +421,23 @@ class _Connections:
         self._local = threading.local()
         self._opened: list[sqlite3.Connection] = []
         self._threads = ThreadPoolExecutor(threads, "ledger-sqlite")
+        self.most = threads
+        self.works = 0
+        """How many works run or wait for a thread."""
+
+    @property
+    def count(self) -> int:
+        """How many connections are open."""
+        return len(self._opened)
 
     async def run(self, work: Callable[..., R], *arguments: Any) -> R:
         """Run `work(self, *arguments)` in one of the threads, to its end even when cancelled."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, work, self, *arguments)
+        self.works += 1
+        try:
+            return await loop.run_in_executor(self._threads, work, self, *arguments)
+        finally:
+            self.works -= 1
 
     def current(self) -> sqlite3.Connection:
         """Return the calling thread's connection."""

@@ -134,15 +134,18 @@ async def _new_files(
         return
     for first in range(old // TILE_WIDTH, -(-new // TILE_WIDTH), CHUNK_TILES):
         start, stop = first * TILE_WIDTH, min(new, (first + CHUNK_TILES) * TILE_WIDTH)
-        yield await _bundles(journal, start, stop)
+        yield await bundles_of(journal, start, stop)
         advanced(stop - max(start, old))
     for span in tile_spans(old, new):
         if span.level > 0:
-            yield {span.path: await _tile(journal, span)}
+            yield {span.path: await tile_of(journal, span)}
 
 
-async def _bundles(journal: Source, start: int, stop: int) -> dict[str, bytes]:
-    """Return bundles and tiles of level 0; LogDamaged where an entry is not what was sealed."""
+async def bundles_of(journal: Source, start: int, stop: int) -> dict[str, bytes]:
+    """Return bundles and tiles of level 0, by path, for the entries from `start` to `stop`.
+
+    A bundle must begin at `start`. LogDamaged where an entry is not what was sealed.
+    """
     try:
         raw = await journal.store.read_raw(journal.journal_id, start, stop)
         entries = entries_of(journal.name, raw)
@@ -152,7 +155,7 @@ async def _bundles(journal: Source, start: int, stop: int) -> dict[str, bytes]:
     for first in range(start, stop, TILE_WIDTH):
         width = min(TILE_WIDTH, stop - first)
         span = Span(0, first // TILE_WIDTH, width)
-        tile, own = await _tile(journal, span), entries[first - start :][:width]
+        tile, own = await tile_of(journal, span), entries[first - start :][:width]
         _compare(first, own, tile)
         files[bundle_path(span.index, width)] = encode_bundle(own)
         files[span.path] = tile
@@ -169,7 +172,8 @@ def _compare(first: int, entries: list[bytes], tile: bytes) -> None:
             )
 
 
-async def _tile(journal: Source, span: Span) -> bytes:
+async def tile_of(journal: Source, span: Span) -> bytes:
+    """Return the hashes of a tile, side by side; LogDamaged where it has not so many."""
     found = await log_of(journal).tiles(span.level, span.index, span.index + 1)
     hashes = found[0].hashes[: span.width * HASH_BYTES] if found else b""
     if len(hashes) < span.width * HASH_BYTES:

@@ -14,6 +14,7 @@ import typer
 import ledger
 from ledger import console
 from ledger.journal import Journal
+from ledger.options import JournalOption, JsonOption
 from ledger.proof import bundle as checking
 from ledger.proof.bundle import LOG, MANIFEST, Manifest
 from ledger.proof.checking import CHECKPOINT, CHECKPOINTS
@@ -22,11 +23,11 @@ from ledger.proof.log import LogDamaged, NotSealed, body_of, log_of, root_of_til
 from ledger.proof.merkle import EMPTY_ROOT
 from ledger.proof.notes import CheckpointBody, Note, SigningKey
 from ledger.proof.publish import log_files
-from projections.cli import JournalOption, opened
+from projections.cli import opened
 from projections.database import Database
 from projections.exporting import replacing, write_csv
+from projections.folding import Folding, undisturbed
 from projections.points import InvalidRequest, Point
-from projections.replaying_commands.as_of import Folding
 from projections.replaying_commands.shared import LogKeyOption, named_tables
 from projections.reports.ocsf import security_events
 from projections.reports.order_trail import KINDS, order_trail
@@ -95,12 +96,13 @@ reads it, or takes the same files from the project's repository.
 def bundle(
     file: Annotated[Path, typer.Argument(metavar="OUT", help="The new archive, a .zip.")],
     first: Annotated[
-        str, typer.Option("--from", help="A size, or a time of recording. [default: 0]")
+        str, typer.Option("--from", help="A size, or a time of recording.", show_default="0")
     ] = "0",
     last: Annotated[
-        str | None, typer.Option("--to", help="Likewise. [default: all that is sealed]")
+        str | None, typer.Option("--to", help="Likewise.", show_default="all that is sealed")
     ] = None,
     log_key: LogKeyOption = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Put events, proofs, reports and tables into one signed archive that a stranger can check.
@@ -116,10 +118,11 @@ def bundle(
     if log_key is not None and log_key != key.vkey:
         raise KeyUnusable(f"--log-key: the key of LEDGER_LOG_KEY_FILE is {key.vkey}")
     manifest = console.run(_bundle(file, (first, last), key, journal))
-    print(
+    words = (
         f"bundle of {manifest.origin} from size {manifest.start} to {manifest.stop}: "
         f"{len(manifest.files)} files and the log, key {key.vkey}"
     )
+    console.tell(manifest, words, as_json=as_json)
 
 
 async def _bundle(
@@ -209,9 +212,10 @@ class _Bundling:
         if 0 < start < stop:
             older = await self._checkpoint(start, roots[0])
             self._sign_off(f"{LOG}/{CHECKPOINTS}/{start}", older)
-        async for files in log_files(self._journal, stop):
-            for path, data in files.items():
-                self._put(f"{LOG}/{path}", data)
+        with console.waiting("copying the log"):
+            async for files in log_files(self._journal, stop):
+                for path, data in files.items():
+                    self._put(f"{LOG}/{path}", data)
 
     async def _checkpoint(self, size: int, root: bytes) -> bytes:
         """Return the checkpoint that is kept of a size, else one signed now: it is no other log."""
@@ -239,7 +243,8 @@ class _Bundling:
     async def _write_tables(self, root: bytes) -> None:
         point = Point(self._span.stop, root=root)
         folding = Folding(self._journal, self._database, point, from_start=True)
-        point, tables = await folding.tables(named_tables(None))
+        with undisturbed():
+            point, tables = await folding.tables(named_tables(None))
         for name, found in tables.items():
             text = StringIO(newline="")
             write_csv(text, self._journal.name, point, {name: found})

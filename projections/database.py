@@ -24,8 +24,9 @@ from sqlalchemy.pool import ConnectionPoolEntry, QueuePool
 
 from ledger.engine import make_engine
 from ledger.errors import SchemaMissing, StoreUnavailable
-from ledger.settings import Settings, async_url
+from ledger.settings import Settings
 from projections.model import Base
+from projections.sort_keys import amount_key
 
 RECYCLE_SECONDS = 3600
 PING_IDLE_SECONDS = 0.25
@@ -78,7 +79,7 @@ class Database:
         may show as errors, and commits wait for the disk only if the settings say so.
         """
         self.settings = settings
-        url = async_url(settings.database_url)
+        url = settings.address()
         options = _connect_options(url, settings, answer_seconds, for_batches=for_batches)
         self.engine = _make_engine(url, settings, options)
         idle_seconds = PING_IDLE_SECONDS if for_batches else 0
@@ -259,6 +260,7 @@ def _prepare_sqlite(connection: Any, _record: object) -> None:
     for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
         cursor.execute(f"PRAGMA {setting}")
     cursor.close()
+    connection.create_function("amount_key", 1, amount_key, deterministic=True)
 
 
 def _spare_foreign_keys(connection: Any, _record: object) -> None:

@@ -12,12 +12,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
+from operator import attrgetter
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
-from msgspec.structs import astuple
 
 from ledger.errors import LedgerError
 from ledger.sqltypes import ExactNumeric, UtcTimestamp, time_to_text
@@ -33,6 +33,8 @@ ROWS_AT_ONCE = 10_000
 
 _EMPTY: dict[type[Any], str] = {dict: "{}", list: "[]"}
 _needs_quotes = re.compile(r'^$|[,"\r\n]|^\s|\s$').search
+_FORMULA = re.compile(r"^(?=[=+\-@\t\r])")
+_FORMULA_WITHIN = re.compile(r"(?<=[,;\t])(?=\s*[=+\-@])")
 
 Tables = Mapping[str, tuple[Projection[Any], Sequence[ReadModel]]]
 """Rows, and the projection whose they are, by the names of tables."""
@@ -118,15 +120,57 @@ def write_csv(file: IO[str], journal: str, point: Point, tables: Tables) -> None
     NULL is an empty field, an empty text is in quotes; lists and objects are JSON.
     """
     projection, rows = only_one(tables, "csv")
-    file.write("# " + "; ".join(point.heading(journal)) + "\n")
-    file.write(",".join(projection.columns) + "\n")
-    fields = [_csv_field_of(column.type) for column in projection.table.columns]
-    for row in rows:
-        values = zip(fields, astuple(cast("Any", row)), strict=True)
-        file.write(",".join(["" if v is None else field(v) for field, v in values]) + "\n")
+    columns = list(projection.table.columns)
+    file.write(csv_head(journal, point, columns))
+    file.writelines(map(csv_line_of(columns), rows))
 
 
-def _csv_field_of(column_type: Any) -> Callable[[Any], str]:
+def for_sheets(text: str) -> str:
+    """Return a text that spreadsheets do not compute: `'` goes before what begins like a formula.
+
+    Others than the reader choose texts: names of users and of keys, tokens, reasons.
+    """
+    return _FORMULA.sub("'", text)
+
+
+def comment_for_sheets(text: str) -> str:
+    """Return a comment as one line, of which no cell of a spreadsheet is computed."""
+    return _FORMULA_WITHIN.sub("'", " ".join(text.splitlines()))
+
+
+def csv_head(
+    journal: str,
+    point: Point,
+    columns: Sequence[sa.Column[Any]],
+    *,
+    is_for_sheets: bool = False,
+) -> str:
+    """Return the comment that names the point, and the line of columns."""
+    comment = "; ".join(point.heading(journal))
+    if is_for_sheets:
+        comment = comment_for_sheets(comment)
+    return f"# {comment}\n" + ",".join(each.name for each in columns) + "\n"
+
+
+def csv_line_of(
+    columns: Sequence[sa.Column[Any]], *, is_for_sheets: bool = False
+) -> Callable[[ReadModel], str]:
+    """Return what writes these columns of a row, two or more, as a line.
+
+    For spreadsheets texts are not exact: they are made by `for_sheets`.
+    """
+    text = _csv_sheet_text if is_for_sheets else _csv_text
+    fields = [_csv_field_of(column.type, text) for column in columns]
+    values_of_row = attrgetter(*(column.name for column in columns))
+
+    def line(row: ReadModel) -> str:
+        values = zip(fields, values_of_row(row), strict=True)
+        return ",".join(["" if v is None else field(v) for field, v in values]) + "\n"
+
+    return line
+
+
+def _csv_field_of(column_type: Any, text: Callable[[str], str]) -> Callable[[Any], str]:
     """Return the function that writes a value of a column which is not NULL."""
     if isinstance(column_type, ExactNumeric):
         return amount_text
@@ -136,7 +180,7 @@ def _csv_field_of(column_type: Any) -> Callable[[Any], str]:
         return _csv_flag
     if isinstance(column_type, sa.Integer | sa.Uuid):
         return str
-    return _csv_json if isinstance(column_type, sa.JSON) else _csv_text
+    return _csv_json if isinstance(column_type, sa.JSON) else text
 
 
 def _csv_flag(value: bool) -> str:
@@ -149,6 +193,10 @@ def _csv_json(value: Any) -> str:
 
 def _csv_text(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if _needs_quotes(text) else text
+
+
+def _csv_sheet_text(text: str) -> str:
+    return _csv_text(for_sheets(text))
 
 
 def write_sqlite(file: Path, journal: str, point: Point, tables: Tables) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import takewhile
 from typing import Any
 
 import msgspec
@@ -43,31 +44,50 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """All states of a row; `note` says so where all events had to be folded, and why."""
+    """States of a row; `note` says so where all events had to be folded, and why."""
 
     changes: list[Change]
     note: str | None = None
 
 
-class Recorder:
-    """Watches a fold, and keeps each state of one row."""
+class Window(msgspec.Struct, frozen=True):
+    """Which states of a row are asked for: those behind an offset, the first `limit` of them."""
 
-    def __init__(self, table: str, key: Any) -> None:
+    after: int = -1
+    limit: int | None = None
+
+
+ALL_STATES = Window()
+
+
+class Recorder:
+    """Watches a fold, and keeps the states of one row that are asked for."""
+
+    def __init__(self, table: str, key: Any, window: Window = ALL_STATES) -> None:
         self.changes: list[Change] = []
         self._table = table
         self._key = key
+        self._window = window
         self._state: State | None = None
+        self._before: dict[str, Any] = {}
+
+    @property
+    def is_full(self) -> bool:
+        """Whether all that is asked for has been kept."""
+        return self._window.limit is not None and len(self.changes) >= self._window.limit
 
     def __call__(self, state: State, recorded: RecordedEvent) -> None:
         """Look at the row after an event; a fold that has begun again is watched from its start."""
         if state is not self._state:
-            self._state = state
+            self._state, self._before = state, {}
             self.changes.clear()
         row = state.tables[self._table].get(state.as_id(self._key))
-        if row is not None and row.changed_size == recorded.offset + 1:
-            columns = copied(values_of(row_of(state, self._table, self._key)))
-            before = self.changes[-1].columns if self.changes else {}
-            self.changes.append(_change(recorded, before, columns))
+        if row is None or row.changed_size != recorded.offset + 1 or self.is_full:
+            return
+        columns = copied(values_of(row_of(state, self._table, self._key)))
+        if recorded.offset > self._window.after:
+            self.changes.append(change_of(recorded, self._before, columns))
+        self._before = columns
 
 
 def copied(value: Any) -> Any:
@@ -84,7 +104,8 @@ def differing(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
             yield name
 
 
-def _change(recorded: RecordedEvent, before: dict[str, Any], columns: dict[str, Any]) -> Change:
+def change_of(recorded: RecordedEvent, before: dict[str, Any], columns: dict[str, Any]) -> Change:
+    """Return the state that an event led to, from the columns before and after it."""
     metadata = recorded.metadata
     return Change(
         offset=recorded.offset,
@@ -115,19 +136,21 @@ async def history_of(
     *,
     rulings: Rulings = NO_RULINGS,
     advanced: Callable[[int], None] = lambda _: None,
+    window: Window = ALL_STATES,
+    most: int | None = None,
 ) -> History:
-    """Return all states that a row went through in the first `size` events.
+    """Return the states that a row went through in the first `size` events.
 
     They come from the row's own streams where that is possible, else from a fold of all events.
     """
-    recorder, group = Recorder(table, key), TABLES[table].only([table])
+    recorder, group = Recorder(table, key, window), TABLES[table].only([table])
     try:
         if not isinstance(journal, Journal):
             raise NotFromStreams("a published log has no index of streams")
-        events = await gather(journal, database, table, key, size, envelope=True)
-        fold_events(group, journal, events, recorder)
+        events = await gather(journal, database, table, key, size, envelope=True, most=most)
+        fold_events(group, journal, takewhile(lambda _: not recorder.is_full, events), recorder)
     except NotFromStreams as reason:
-        recorder = Recorder(table, key)
+        recorder = Recorder(table, key, window)
         await Refold(journal, group, rulings, advanced=advanced, watch=recorder).advance(size)
         return History(recorder.changes, folded_note(reason))
     return History(recorder.changes)

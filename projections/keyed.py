@@ -60,9 +60,18 @@ class Gathered:
     All ids are text, as a lens has them, also where types say UUID.
     """
 
-    def __init__(self, journal: Journal, database: Database | None, size: int, lens: Lens) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        database: Database | None,
+        size: int,
+        lens: Lens,
+        most: int | None = None,
+    ) -> None:
+        """Take whose events, below which size, and how many of one stream are `most`."""
         self.journal = journal
         self.size = size
+        self._most = most
         self._database = database
         self._lens = lens
         self._events: dict[int, RecordedEvent] = {}
@@ -78,9 +87,14 @@ class Gathered:
         return len(self._events)
 
     async def stream(self, name: str) -> list[RecordedEvent]:
-        """Return the events of a stream."""
+        """Return the events of a stream; raises NotFromStreams where they are too many."""
         if name not in self._streams:
-            found = await self.journal.read_stream_lens(self._lens, name, stop=self.size)
+            limit = None if self._most is None else self._most + 1
+            found = await self.journal.read_stream_lens(
+                self._lens, name, stop=self.size, limit=limit
+            )
+            if self._most is not None and len(found) > self._most:
+                raise NotFromStreams(f"a stream has more than {self._most:,} events")
             self._take(found)
             self._streams[name] = found
         return self._streams[name]
@@ -182,11 +196,12 @@ async def gather(
     size: int,
     *,
     envelope: bool = False,
+    most: int | None = None,
 ) -> list[RecordedEvent]:
     """Return the events that a row follows from, of the first `size`, in order, through a lens.
 
     Their fold gives the row as it was after each of them. With `envelope` they have metadata and
-    body. Raises NotFromStreams.
+    body; with `most` no stream has more of them. Raises NotFromStreams.
     """
     find = _FINDERS.get(table)
     if find is None:
@@ -195,7 +210,7 @@ async def gather(
     if database is not None:
         await _check_unpoisoned(journal, database, group, size)
     lens = _lens_of(tuple(event_types().values()), envelope)
-    gathered = Gathered(journal, database, size, lens)
+    gathered = Gathered(journal, database, size, lens, most)
     await find(gathered, str(key))
     return gathered.events
 

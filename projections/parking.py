@@ -88,24 +88,58 @@ class SkippedEvent(msgspec.Struct, frozen=True):
         )
 
 
+class Part(msgspec.Struct, frozen=True):
+    """Which of many are asked for: of one table, of one event, `limit` of them from `start` on."""
+
+    table: str | None = None
+    offset: int | None = None
+    start: int = 0
+    limit: int | None = None
+
+    def of(self, query: sa.Select[Any], columns: Any) -> sa.Select[Any]:
+        """Return a query for this part of what it asks for."""
+        if self.table is not None:
+            query = query.where(columns.table_name == self.table)
+        if self.offset is not None:
+            query = query.where(columns.offset == self.offset)
+        return query.limit(self.limit).offset(self.start or None)
+
+
+EVERYTHING = Part()
+
+
 async def parked(
-    connection: AsyncConnection, journal_id: int, group: Group | None = None
+    connection: AsyncConnection,
+    journal_id: int,
+    group: Group | None = None,
+    part: Part = EVERYTHING,
 ) -> list[ParkedKey]:
     """Return the parked lanes of a journal (of one group, if given): the oldest, causes first."""
     names = [each.name for each in parked_keys.columns if each.name != "journal_id"]
-    query = sa.select(*(_parked[name] for name in names)).where(_parked.journal_id == journal_id)
-    if group is None:  # those beside a live table have names with two underscores
-        query = query.where(~_parked.group_name.contains("__", autoescape=True))
-    else:
-        query = query.where(_is_parked_of(journal_id, group.name), _is_of_tables(_parked, group))
+    query = sa.select(*(_parked[name] for name in names)).where(_shown_of(journal_id, group))
     causes_first = (_parked.offset, _parked.error.is_(None))
     order = (*causes_first, _parked.table_name, _parked.column_name, _parked.value)
-    rows = await connection.execute(query.order_by(*order))
+    rows = await connection.execute(part.of(query.order_by(*order), _parked))
     return [ParkedKey(*row) for row in rows]
 
 
+async def count_parked(
+    connection: AsyncConnection,
+    journal_id: int,
+    group: Group | None = None,
+    table: str | None = None,
+) -> int:
+    """Return how many lanes of a journal (of a group, of a table) are parked."""
+    query = sa.select(sa.func.count()).where(_shown_of(journal_id, group))
+    return (await connection.scalar(Part(table).of(query, _parked))) or 0
+
+
 async def skipped(
-    connection: AsyncConnection, journal_id: int, group: Group, stop: int | None = None
+    connection: AsyncConnection,
+    journal_id: int,
+    group: Group,
+    stop: int | None = None,
+    part: Part = EVERYTHING,
 ) -> list[SkippedEvent]:
     """Return what was skipped of a journal in the tables of a group, below offset `stop`."""
     names = [each.name for each in skipped_events.columns if each.name != "journal_id"]
@@ -113,8 +147,16 @@ async def skipped(
     query = sa.select(*(_skipped[name] for name in names)).where(*own)
     if stop is not None:
         query = query.where(_skipped.offset < stop)
-    rows = await connection.execute(query.order_by(_skipped.offset, _skipped.table_name))
-    return [SkippedEvent(*row) for row in rows]
+    query = query.order_by(_skipped.offset, _skipped.table_name)
+    return [SkippedEvent(*row) for row in await connection.execute(part.of(query, _skipped))]
+
+
+async def count_skipped(
+    connection: AsyncConnection, journal_id: int, group: Group, table: str
+) -> int:
+    """Return how many events were skipped in a table of a group."""
+    query = sa.select(sa.func.count()).where(_is_skipped_of(journal_id, group))
+    return (await connection.scalar(Part(table).of(query, _skipped))) or 0
 
 
 async def rulings(
@@ -249,6 +291,13 @@ def _row(journal_id: int, name: str, lane: Lane, parked: Parked) -> dict[str, An
 
 def _is_parked_of(journal_id: int, name: str) -> sa.ColumnElement[bool]:
     return sa.and_(_parked.journal_id == journal_id, _parked.group_name == name)
+
+
+def _shown_of(journal_id: int, group: Group | None) -> sa.ColumnElement[bool]:
+    if group is None:  # those beside a live table have names with two underscores
+        live = ~_parked.group_name.contains("__", autoescape=True)
+        return sa.and_(_parked.journal_id == journal_id, live)
+    return sa.and_(_is_parked_of(journal_id, group.name), _is_of_tables(_parked, group))
 
 
 def _is_skipped_of(journal_id: int, group: Group) -> sa.ColumnElement[bool]:

@@ -108,6 +108,28 @@ class Point(msgspec.Struct, frozen=True):
         return answer | {name: value for name, value in also.items() if value}
 
 
+def shown_point(journal: str, point: Point) -> dict[str, Any]:
+    """Return a point for JSON with all that could be said of it."""
+    nothing: dict[str, Any] = {
+        "recorded_at": None,
+        "provisional": False,
+        "snapshots": {},
+        "notes": [],
+    }
+    return nothing | point.described(journal)
+
+
+UNTOLD = (
+    "some keys wait, some events are left out, or all of them were folded; those who may read all "
+    "rows are told more"
+)
+
+
+def untold(point: Point) -> Point:
+    """Return a point that says so instead of naming keys and errors, which may be of others."""
+    return msgspec.structs.replace(point, notes=[UNTOLD]) if point.notes else point
+
+
 def parsed_time(text: str | None, option: str) -> datetime | None:
     """Return the time that an option holds; raises InvalidRequest."""
     if text is None:

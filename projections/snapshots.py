@@ -159,7 +159,7 @@ async def load(
         return None
     async with database.snapshot() as connection:
         for found in await _stored(connection, journal, part.name, size_max):
-            binding = await _binding(connection, journal, kept_part(whole), found.size)
+            binding = await binding_of(connection, journal, kept_part(whole), found.size)
             is_fitting = rows_max is None or found.rows <= rows_max
             if binding is not None and binding.differs(found.fold_hash) is None and is_fitting:
                 try:
@@ -203,7 +203,7 @@ async def _stored(
     return (await connection.execute(query.order_by(column.size.desc()))).all()
 
 
-async def _binding(
+async def binding_of(
     connection: AsyncConnection, journal: Journal, part: Group, size: int
 ) -> Binding | None:
     """Return what a snapshot at `size` must be bound to, None where the journal is shorter."""
@@ -293,7 +293,7 @@ async def take(
     if sees_people(part):
         await keys_forgotten(journal, database.settings.key_cache_seconds)
     async with database.snapshot() as connection:
-        binding = await _binding(connection, journal, part, size)
+        binding = await binding_of(connection, journal, part, size)
         rulings = await parking.rulings(connection, journal.journal_id, part)
     begin = Beginning(database)
     state = await fold_prefix(journal, part, size, advanced, begin, rulings)
@@ -383,7 +383,7 @@ class Taking:
             raise self._outdated()
 
     async def _is_right(self, connection: AsyncConnection, binding: str) -> bool:
-        now = await _binding(connection, self._journal, self._part, self._key.size)
+        now = await binding_of(connection, self._journal, self._part, self._key.size)
         return str(now) == binding
 
     def _outdated(self) -> SnapshotRefused:
@@ -448,7 +448,7 @@ async def _stale(connection: AsyncConnection, journal: Journal, found: sa.Row[An
     whole = GROUPS.get(found.group_name)
     if whole is None:
         return "there is no such group"
-    binding = await _binding(connection, journal, kept_part(whole), found.size)
+    binding = await binding_of(connection, journal, kept_part(whole), found.size)
     if binding is None:
         return "the journal is shorter"
     return binding.differs(found.fold_hash)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections import Counter
 from collections.abc import Iterator
 from typing import IO, Annotated, Any
@@ -11,25 +10,25 @@ import msgspec
 import typer
 
 from ledger import console
-from projections.cli import JournalOption
+from ledger.options import JournalOption
 from projections.diffing import ADDED, CHANGED, GONE, RowChange, diff
 from projections.exporting import json_text
+from projections.folding import decided, parts_of, undisturbed
+from projections.options import TableOption
 from projections.points import Point, Request, parsed_point, point_of
 from projections.projection import Projection
 from projections.rendering import as_text, plain
 from projections.replaying import from_the_start
 from projections.replaying_commands.history import plain_values
 from projections.replaying_commands.shared import (
+    AsJsonOption,
     FromOption,
     LineFormat,
     LogKeyOption,
     Origin,
     OutputOption,
-    TableOption,
-    decided,
     is_shown,
     named_tables,
-    parts_of,
     text_output,
 )
 from projections.snapshots import Beginning
@@ -46,6 +45,7 @@ def show_diff(
     output: Annotated[
         LineFormat, typer.Option("--format", help="How to give it out.")
     ] = LineFormat.TABLE,
+    as_json: AsJsonOption = False,
     file: OutputOption = None,
     no_snapshots: Annotated[
         bool, typer.Option("--no-snapshots", help="Fold from the first event in any case.")
@@ -63,7 +63,7 @@ def show_diff(
     origin = Origin(journal, directory, log_key)
     name, points, changes = console.run(_diff(asked, projections, origin, from_start=no_snapshots))
     with text_output(file) as out:
-        _WRITERS[output](out, name, points, changes)
+        _WRITERS[LineFormat.JSON if as_json else output](out, name, points, changes)
     if changes:
         raise typer.Exit(1)
 
@@ -83,18 +83,14 @@ async def _diff(
         sizes = points[0].size, points[1].size
         begin = from_the_start if from_start or database is None else Beginning(database)
         parts = parts_of(projections)
-        gc.disable()  # rows make no cycles, and looking for them takes long
-        try:
-            with console.folding(max(sizes) * len(parts)) as advanced:
-                for part in parts:
-                    rulings, skips = await decided(database, journal, part, max(sizes))
-                    notes += map(str, skips)
-                    found = await diff(
-                        journal, part, *sizes, rulings=rulings, advanced=advanced, begin=begin
-                    )
-                    changes += (each for each in found if each.table in wanted)
-        finally:
-            gc.enable()
+        with undisturbed(), console.folding(max(sizes) * len(parts)) as advanced:
+            for part in parts:
+                rulings, skips = await decided(database, journal, part, max(sizes))
+                notes += map(str, skips)
+                found = await diff(
+                    journal, part, *sizes, rulings=rulings, advanced=advanced, begin=begin
+                )
+                changes += (each for each in found if each.table in wanted)
     begun = begin.sizes if isinstance(begin, Beginning) else {}
     first = msgspec.structs.replace(points[0], snapshots=begun)
     return journal.name, (first, msgspec.structs.replace(points[1], notes=notes)), changes

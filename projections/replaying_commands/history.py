@@ -9,20 +9,22 @@ import msgspec
 import typer
 
 from ledger import console
-from projections.cli import JournalOption
+from ledger.options import JournalOption
 from projections.exporting import json_text
+from projections.folding import decided
 from projections.groups import TABLES
 from projections.history import Change, History, history_of
 from projections.keyed import key_of
+from projections.options import complete_table
 from projections.points import Point, Request, point_of
 from projections.rendering import as_text, plain
 from projections.replaying_commands.shared import (
+    AsJsonOption,
     FromOption,
     LineFormat,
     LogKeyOption,
     Origin,
     OutputOption,
-    decided,
     is_shown,
     named_tables,
     text_output,
@@ -30,14 +32,15 @@ from projections.replaying_commands.shared import (
 
 
 def history(
-    table: Annotated[str, typer.Argument(help="The read table.")],
+    table: Annotated[str, typer.Argument(help="The read table.", autocompletion=complete_table)],
     key: Annotated[str, typer.Argument(help="The row's key.")],
     until: Annotated[
-        int | None, typer.Option(min=0, help="Up to this size. [default: the journal's end]")
+        int | None, typer.Option(min=0, help="Up to this size.", show_default="the journal's end")
     ] = None,
     output: Annotated[
         LineFormat, typer.Option("--format", help="How to give it out.")
     ] = LineFormat.TABLE,
+    as_json: AsJsonOption = False,
     file: OutputOption = None,
     journal: JournalOption = None,
     directory: FromOption = None,
@@ -52,7 +55,8 @@ def history(
     origin = Origin(journal, directory, log_key)
     name, point, found = console.run(_history(table, row_key, until, origin))
     with text_output(file) as out:
-        _WRITERS[output](out, name, point, f"{table} {key}", found.changes)
+        write = _WRITERS[LineFormat.JSON if as_json else output]
+        write(out, name, point, f"{table} {key}", found.changes)
 
 
 async def _history(

@@ -8,13 +8,12 @@ from contextlib import asynccontextmanager, contextmanager
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Annotated, Any, Protocol
+from typing import IO, Annotated, Any
 
 import msgspec
 import typer
 
 from ledger.console import load_settings
-from projections import parking
 from projections.cli import opened
 from projections.database import Database
 from projections.exporting import (
@@ -26,21 +25,13 @@ from projections.exporting import (
     write_parquet,
     write_sqlite,
 )
-from projections.fold import Group
+from projections.folding import Source
 from projections.groups import GROUPS, TABLES
-from projections.lanes import Rulings
 from projections.model import ReadModel, values_of
-from projections.parking import SkippedEvent
-from projections.points import InvalidRequest, Point, Sized
-from projections.projection import Projection, State
+from projections.points import InvalidRequest, Point
+from projections.projection import Projection
 from projections.published import open_published
 from projections.rendering import as_text, plain_row
-from projections.replaying import LensReadable, Readable
-from projections.verification import SHOWN_MAX
-
-
-class Source(LensReadable, Sized, Protocol):
-    """Where tables are folded from: a journal of the database, or a published log of one."""
 
 
 class Format(StrEnum):
@@ -66,9 +57,7 @@ SizeOption = Annotated[int | None, typer.Option(help="After this many events.", 
 RecordedOption = Annotated[
     str | None, typer.Option(help="At this time, such as 2026-11-23T14:38:00Z.")
 ]
-TableOption = Annotated[
-    list[str] | None, typer.Option("--table", help="Only this table; repeatable.")
-]
+AsJsonOption = Annotated[bool, typer.Option("--json", help="Short for --format json.")]
 OutputOption = Annotated[
     Path | None, typer.Option("--output", "-o", help="Write to this new file.", dir_okay=False)
 ]
@@ -161,35 +150,6 @@ def named_tables(names: Sequence[str] | None) -> list[Projection[Any]]:
         raise InvalidRequest(f"--table: {unknown[0]!r} is not one of {', '.join(TABLES)}")
     every = (each for group in GROUPS.values() for each in group.projections)
     return [each for each in every if not names or each.name in names]
-
-
-def parts_of(projections: Sequence[Projection[Any]]) -> list[Group]:
-    """Return the smallest parts of groups whose folds give these tables."""
-    names = [each.name for each in projections]
-    groups = {TABLES[name].name: TABLES[name] for name in names}
-    return [
-        group.only([name for name in names if TABLES[name] is group]) for group in groups.values()
-    ]
-
-
-async def decided(
-    database: Database | None, journal: Readable, group: Group, size: int
-) -> tuple[Rulings, list[SkippedEvent]]:
-    """Return what was decided about single events, and which of the first `size` are skipped."""
-    if database is None:  # a published log knows nothing of tables
-        return Rulings(), []
-    async with database.snapshot() as connection:
-        rulings = await parking.rulings(connection, journal.journal_id, group)
-        return rulings, await parking.skipped(connection, journal.journal_id, group, size)
-
-
-def waiting(state: State) -> Iterator[str]:
-    """Say what is parked in a state, the first of it in words."""
-    lanes = state.parking.lanes
-    for lane, parked in list(lanes.items())[:SHOWN_MAX]:
-        yield f"{lane} {parked}"
-    if len(lanes) > SHOWN_MAX:
-        yield f"and {len(lanes) - SHOWN_MAX:,} more parked keys"
 
 
 def check_output(output: Format, file: Path | None) -> None:

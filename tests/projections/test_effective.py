@@ -20,10 +20,10 @@ from ledger.settings import Settings
 from projections import effective
 from projections.database import Database
 from projections.effective import EffectiveOrder
+from projections.folding import Folding
 from projections.groups import TRADING
 from projections.points import Request, point_of
 from projections.replaying import fold_prefix
-from projections.replaying_commands.as_of import Folding
 from projections.replaying_commands.shared import named_tables
 from tests.ledger.support import START, Clock
 from tests.projections.poison import at, poisoned

@@ -24,6 +24,9 @@ from projections.exporting import (
     FileExists,
     ParquetMissing,
     Tables,
+    comment_for_sheets,
+    csv_line_of,
+    for_sheets,
     replacing,
     write_csv,
     write_ndjson,
@@ -236,3 +239,20 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         late.__exit__(None, None, None)
     assert (file.read_text(), (tmp_path / "late").read_text()) == ("whole", "first")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_looks_like_a_formula_is_a_text_in_spreadsheets(tables: Tables) -> None:
+    """Only where a file is made for them, and never an amount or a time."""
+    for text in ("=1+1", "+1", "-1", "@sum", "\tx", "\r=1"):
+        assert for_sheets(text) == f"'{text}"
+    for text in ("", "a=1", "'=1", "BTC-PERP", " =1"):
+        assert for_sheets(text) == text
+    assert comment_for_sheets("note: a,=1; -2\n+3") == "note: a,'=1;' -2 +3"
+    projection, [order, *_] = tables["orders"]
+    order = type(order)(**values_of(order) | {"token": '=A1&"x"', "price": Decimal(-3)})
+    columns = list(projection.table.columns)
+    for is_for_sheets, token in ((True, '\'=A1&"x"'), (False, '=A1&"x"')):
+        line = csv_line_of(columns, is_for_sheets=is_for_sheets)(order)
+        [fields] = csv.reader([line])
+        row = dict(zip([each.name for each in columns], fields, strict=True))
+        assert (row["token"], row["price"]) == (token, "-3")

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ledger.domain.api_keys import ApiKeyIssued, ApiKeyUsed
+from ledger.domain.marks import PriceMarked
 from ledger.domain.orders import Action, OrderFilled, OrderPlaced, OrderType, position_tag
 from ledger.domain.users import LoginFailed, LoginReason, PasswordChanged, UserRegistered
 from ledger.event import Amount, Metadata, NewEvent, RecordedEvent, VenueAmount
@@ -316,3 +317,14 @@ async def test_the_uses_of_a_key_are_its_own(journal: Journal, database: Databas
     for key in used:
         row = await own_row(journal, database, "api_keys", key, 200)
         assert row["requests_count"] == states[key][-1][1]["requests_count"]
+
+
+async def test_streams_that_are_too_long_are_not_gathered(
+    journal: Journal, database: Database
+) -> None:
+    """With a limit on what is held in memory, longer streams are left to a fold of all events."""
+    marks = [PriceMarked(token=each, price=VenueAmount(1)) for each in ("BTC", "ETH", "BTC")]
+    size = await append(journal, marks)
+    assert len(await gather(journal, database, "marks", "BTC", size, most=2)) == 2
+    with pytest.raises(NotFromStreams, match="more than 1 events"):
+        await gather(journal, database, "marks", "BTC", size, most=1)

@@ -637,7 +637,7 @@ async def test_a_taking_whose_snapshot_is_dropped_stops(
     await filled(journal)
     taking = Taking(database, journal, KEPT, 60)
     async with database.snapshot() as connection:
-        binding = str(await snapshotting._binding(connection, journal, KEPT, 60))
+        binding = str(await snapshotting.binding_of(connection, journal, KEPT, 60))
     await taking.begin(binding)
     await taking.put("users", 0, b"")
     await drop(database, journal, await listed(database, journal))
@@ -656,7 +656,7 @@ async def test_a_taking_across_an_erasure_leaves_nothing(
     await filled(journal)
     taking = Taking(database, journal, KEPT, 60)
     async with database.snapshot() as connection:
-        binding = str(await snapshotting._binding(connection, journal, KEPT, 60))
+        binding = str(await snapshotting.binding_of(connection, journal, KEPT, 60))
     if begun:
         await taking.begin(binding)
         await taking.put("users", 0, b"")

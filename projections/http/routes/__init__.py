@@ -1,0 +1,1 @@
+"""The routes of the read side: tables, and points of the journal."""

@@ -1,0 +1,1 @@
+"""Tests of reading the tables, live or as of a point."""

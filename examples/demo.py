@@ -1,14 +1,16 @@
 """The whole system in one minute: a trading day on SQLite, projected, replayed, verified.
 
 Run it with `make demo`. It needs no server, and keeps its database file for you to look at.
+`make demo SERVE=1` goes on serving it: the HTTP API, and the auditors' console to log in to.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import secrets
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -22,8 +24,12 @@ from rich.table import Table
 
 from examples.trading_day import DAY, MINUTES, TradingDay
 from ledger import console
+from ledger.errors import LedgerError
 from ledger.journal import Journal, open_journal
 from ledger.migrate import migrate
+from ledger.proof.keys import read_key
+from ledger.proof.sealer import Sealer
+from ledger.services import open_ledger
 from ledger.settings import Settings
 from projections.database import Database
 from projections.groups import GROUPS, TRADING
@@ -33,9 +39,13 @@ from projections.projector import Projector
 from projections.rendering import as_text
 from projections.replaying import fold_prefix
 from projections.security_audit_logs import SecurityAuditLog
+from projections.serving import logs, server
+from projections.serving.running import EVERYTHING, KEY_SUFFIX, with_log_key
 from projections.verification import verify
 
 SEED = 20260302
+ROLES = ("auditor", "operator", "admin")
+MINUTE = timedelta(minutes=1)
 NOON = DAY + timedelta(hours=12)
 POSITION_COLUMNS = ("token", "size", "entry_price", "realized_pnl", "fees", "net_pnl", "status")
 AUDIT_COLUMNS = ("timestamp", "event_type", "ip_address", "action", "success")
@@ -61,23 +71,36 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--database", type=Path, default=Path("demo.db"), help="[%(default)s]")
     parser.add_argument("--seed", type=int, default=SEED, help="[%(default)s]")
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        choices=range(1, 61),
+        metavar="MINUTES",
+        help="trade only one minute of so many, for a shorter day [%(default)s]",
+    )
+    parser.add_argument("--serve", action="store_true", help="go on serving it")
     arguments = parser.parse_args()
     path: Path = arguments.database.absolute()
-    for suffix in ("", "-wal", "-shm", "-next", "-turn"):
+    for suffix in ("", "-wal", "-shm", "-next", "-turn", "-rebuild", KEY_SUFFIX):
         path.with_name(path.name + suffix).unlink(missing_ok=True)
     settings = Settings(database_url=f"sqlite:///{path}", journal="main")
     migrate(settings)
-    return console.run(demo(settings, path, arguments.seed))
+    code = console.run(demo(settings, path, TradingDay(arguments.seed, arguments.every)))
+    if arguments.serve and code == 0:
+        return go_on_serving(settings)
+    out.print("\nLook at it in a browser: [bold]make demo SERVE=1[/]")
+    return code
 
 
-async def demo(settings: Settings, path: Path, seed: int) -> int:
+async def demo(settings: Settings, path: Path, day: TradingDay) -> int:
     """Append, project, replay, verify; 0 if the tables are right."""
     clock = SimulatedClock()
     async with (
         open_journal(settings, clock=clock) as journal,
         Database(settings) as database,
     ):
-        await append_day(journal, clock, seed)
+        await append_day(journal, clock, day)
         await project(journal, database)
         await show_positions(journal, database)
         await show_audit(database)
@@ -92,16 +115,51 @@ async def demo(settings: Settings, path: Path, seed: int) -> int:
     return 0 if verified else 1
 
 
-async def append_day(journal: Journal, clock: SimulatedClock, seed: int) -> None:
+def go_on_serving(settings: Settings) -> int:
+    """Seal the day, register who may look at it, and serve it until stopped; return exit code."""
+    passwords = {role: secrets.token_urlsafe(9) for role in ROLES}
+    console.run(prepare(settings, passwords))
+
+    def tell(address: str) -> None:
+        show_logins(address, passwords)
+
+    log = logs.configure(sys.stderr)
+    try:
+        console.run(server.serve(settings, EVERYTHING, log=log, listening=tell))
+    except (LedgerError, OSError) as error:
+        out.print(f"cannot serve: {error}", style="red")
+        return console.ENVIRONMENT
+    return 0
+
+
+async def prepare(settings: Settings, passwords: Mapping[str, str]) -> None:
+    """Register a user for each role, and seal all that there is."""
+    async with open_ledger(settings) as ledger:
+        for role, password in passwords.items():
+            await ledger.users.register(username=role, password=password, roles=[role])
+        settings = await with_log_key(settings, ledger.journal)
+        if settings.log_key_file is not None:
+            key = read_key(settings.log_key_file)
+            await Sealer(ledger.journal, key, settings.log_origin).catch_up()
+
+
+def show_logins(address: str, passwords: Mapping[str, str]) -> None:
+    """Say where to look, and who may."""
+    out.print(f"\n[bold]6. Serve[/]: {address}/console, until Ctrl-C. Log in as")
+    for role, password in passwords.items():
+        out.print(f"   {role:9} {password}", markup=False)
+
+
+async def append_day(journal: Journal, clock: SimulatedClock, day: TradingDay) -> None:
     """Append the day through the journal, the orders of one minute at the same time."""
     out.print("[bold]1. Append[/]: services store events; nothing is ever changed or removed.")
     began = perf_counter()
     with console.progress_bar("minutes") as progress:
         task = progress.add_task("trading", total=MINUTES)
-        for steps in TradingDay(seed).minutes():
+        for steps in day.minutes():
             clock.now = steps[0].at
             await asyncio.gather(*(journal.append(new, *must) for _, new, must in steps))
-            progress.advance(task)
+            progress.update(task, completed=(clock.now - DAY) / MINUTE)
     size, seconds = await journal.size(), perf_counter() - began
     out.print(
         f"   journal [bold]{journal.name}[/] holds {size:,} events, offsets 0 to {size - 1:,} "

@@ -63,6 +63,8 @@ class PairStatus(msgspec.Struct, frozen=True):
     is_other_version: bool
     parked: int
     parked_keys: tuple[ParkedKey, ...]
+    moved_at: datetime | None = None
+    """When the checkpoint moved last."""
 
     @property
     def name(self) -> str:
@@ -217,6 +219,7 @@ def _status(
         is_other_version=row.fold_version not in {None, group.fold_version},
         parked=parked,
         parked_keys=tuple(shown),
+        moved_at=row.updated_at,
     )
 
 

@@ -6,12 +6,13 @@ import asyncio
 import functools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from time import time_ns
 from typing import Any, NamedTuple
 
 from ledger.errors import LedgerError, StoredEventInvalid
 from ledger.event import RecordedEvent
 from ledger.journal import Journal
-from projections import batches, checkpoints, parking
+from projections import batches, checkpoints, parking, spans
 from projections.analysing import ANALYSE_SECONDS, EVENTS_FIRST, analyse_grown
 from projections.database import Database
 from projections.fold import Group
@@ -94,6 +95,7 @@ class Projector:
     ) -> int:
         named = (self._journal.journal_id, self._journal.name)
         kept, self._kept = self._kept, None
+        began_ns = time_ns()
         async with (
             self._journal.store.write_turn(),
             self._database.transaction() as connection,
@@ -115,6 +117,8 @@ class Projector:
         self._size = end
         self._is_concerned = end - at.size == batch_size or self._concern(events)
         self.folded += end - at.size
+        if end > at.size:
+            spans.projected(self._group.name, named[1], (at.size, end), events, began_ns)
         await self._analyse()
         return end - at.size
 

@@ -1,5 +1,6 @@
 """Fixtures that any test may ask for; each is made only when a test does."""
 
+import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from ledger.migrate import migrate
 from ledger.settings import Settings
 from tests.postgres import PostgresServer
 from tests.support import data
+from tests.support.secrets import SecretsHandler
 
 # How long an example takes says more about what else the machine does than about the code.
 hypothesis.settings.register_profile("any machine", deadline=None)
@@ -22,6 +24,16 @@ POSTGRES_SETTINGS = {
     "max_connections": "200",
     "shared_buffers": "32MB",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_secret_is_logged() -> Iterator[None]:
+    """Nothing that is logged in a whole run of the tests holds a password, a key or a token."""
+    handler = SecretsHandler()
+    logging.getLogger().addHandler(handler)
+    yield
+    logging.getLogger().removeHandler(handler)
+    assert not handler.found
 
 
 @pytest.fixture(scope="session")

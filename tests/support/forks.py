@@ -11,6 +11,7 @@ import multiprocessing
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
+        "projections.serving.server",
         "tests.faults.processes",
         "tests.ledger.proof.witnesses",
         "tests.ledger.services.workers",

@@ -69,6 +69,17 @@ def start(program: str, *arguments: str, environment: Mapping[str, str]) -> Base
     return process
 
 
+def start_in(
+    folder: Path, program: str, *arguments: str, environment: Mapping[str, str]
+) -> BaseProcess:
+    """Start one of MAINS; what it prints is in `stdout` and `stderr` of a folder."""
+    (folder / "stdin").touch()
+    command = [program, *arguments]
+    process = FORKS.Process(target=_main, args=(command, dict(environment), folder, ROOT))
+    process.start()
+    return process
+
+
 def _main(command: list[str], environment: dict[str, str], folder: Path | None, cwd: Path) -> None:
     """Make this process what `python -m` would make it, and run the program."""
     for number, (stream, flags) in enumerate(STREAMS.items()):

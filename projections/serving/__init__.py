@@ -1,0 +1,1 @@
+"""The HTTP service as a program: the application, what runs beside it, and how it is watched."""

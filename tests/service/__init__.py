@@ -1,0 +1,1 @@
+"""The whole HTTP service, run as a process of its own."""

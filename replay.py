@@ -1,19 +1,25 @@
+#!/usr/bin/env python3
 """The auditor's door: any table as of any point, and proof that the live tables are right."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import msgspec
 import typer
 
 from ledger import console
+from ledger.options import JournalOption, JsonOption
 from ledger.proof import verifier
 from projections import snapshot_cli
 from projections.bundling import bundle
-from projections.cli import JournalOption, opened
+from projections.cli import opened
+from projections.folding import decided
 from projections.groups import GROUPS, POSTINGS, TRADING
 from projections.points import InvalidRequest, Point, Request, parsed_time, point_of, root_at
 from projections.published import open_published
@@ -22,25 +28,15 @@ from projections.rendering import as_text, plain
 from projections.replaying_commands.as_of import as_of
 from projections.replaying_commands.diff import show_diff
 from projections.replaying_commands.history import history
-from projections.replaying_commands.shared import (
-    RecordedOption,
-    SizeOption,
-    decided,
-    print_aligned,
-)
+from projections.replaying_commands.shared import RecordedOption, SizeOption, print_aligned
 from projections.reports import cli as reports_cli
 from projections.splicing import Spliced
 from projections.trial_balance import TrialBalance, folded_balance, live_balance
 from projections.verification import SHOWN_MAX, Verified
 from projections.verification import verify as verify_tables
 
-EPILOG = "Exit codes: 0 done, 1 differences found, 2 bad input or usage, 3 environment."
-
-app = typer.Typer(
-    help="See tables as they stood at any point, verify the live ones, and rebuild them.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
+app = console.Program(
+    help="See tables as they stood at any point, verify the live ones, and rebuild them."
 )
 app.add_typer(snapshot_cli.app, name="snapshot")
 app.add_typer(reports_cli.app, name="report")
@@ -64,6 +60,7 @@ def verify(
         bool,
         typer.Option("--tables", help="With --log: compare the database's tables with it as well."),
     ] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Fold the journal afresh and compare every row and column with the live tables.
@@ -73,48 +70,66 @@ def verify(
     --tables also, the log's events are then folded, and after them those of the database that are
     not published yet, and the tables compared with that.
     """
+    checked = None
     if (log is None) != (key is None):
         raise InvalidRequest("--log and --key go together")
     if tables and log is None:
         raise InvalidRequest("--tables goes with --log; without it tables are always compared")
     if log is not None and key is not None:
-        code = verifier.main(["--log", str(log), "--key", key])
-        if code or not tables:
-            raise typer.Exit(code)
+        checked = _check_log(log, key, ends=not tables, as_json=as_json)
     result = console.run(_verify(journal, log, key))
-    if result.sealed is not None:
-        print(result.sealed)
-    if not result.is_unsealed:
-        _print_compared(result)
+    answer = msgspec.structs.asdict(result) | {"verified": result.is_verified, "log": checked}
+    console.tell(answer, _verified_told(result), as_json=as_json)
     if not result.is_verified:
         raise typer.Exit(1)
 
 
-def _print_compared(result: Verified) -> None:
-    for difference in result.first:
-        print(difference)
+def _check_log(log: Path, key: str, *, ends: bool, as_json: bool) -> Any:
+    """Check a published log; the program ends where it is not verified, or nothing is to follow.
+
+    What is found is printed, or else returned, where it is JSON and something is to follow.
+    """
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        code = verifier.main(["--log", str(log), "--key", key, *(["--json"] if as_json else [])])
+    if as_json and not code and not ends:
+        return json.loads(said.getvalue())
+    print(said.getvalue(), end="")
+    if code or ends:
+        raise typer.Exit(code)
+    return None
+
+
+def _verified_told(result: Verified) -> Iterator[str]:
+    if result.sealed is not None:
+        yield str(result.sealed)
+    if not result.is_unsealed:
+        yield from _compared_told(result)
+
+
+def _compared_told(result: Verified) -> Iterator[str]:
+    yield from map(str, result.first)
     compared = f"{result.events:,} events, {result.rows:,} rows in {result.tables} tables"
     if len(set(result.sizes.values())) > 1:
         each = ", ".join(f"{group} {size:,}" for group, size in result.sizes.items())
         compared += f" (events of each group: {each})"
-    _print_poisoned(result)
+    yield from _poisoned_told(result)
     if result.differences:
-        print(f"{result.differences:,} differences, compared: {compared}")
+        yield f"{result.differences:,} differences, compared: {compared}"
     elif result.parked:
-        print(f"not verified: {len(result.parked):,} parked keys, else as it should be: {compared}")
+        yield f"not verified: {len(result.parked):,} parked keys, else as it should be: {compared}"
     elif result.skipped:
-        print(f"verified, but for {len(result.skipped):,} skipped events: {compared}")
+        yield f"verified, but for {len(result.skipped):,} skipped events: {compared}"
     else:
-        print(f"verified: {compared}")
+        yield f"verified: {compared}"
 
 
-def _print_poisoned(result: Verified) -> None:
+def _poisoned_told(result: Verified) -> Iterator[str]:
     for skipped in result.skipped:
-        print(f"left out: {skipped}")
+        yield f"left out: {skipped}"
     for key in result.parked[:SHOWN_MAX]:
-        print(f"not verified: {key}")
+        yield f"not verified: {key}"
     if len(result.parked) > SHOWN_MAX:
-        print(f"not verified: {len(result.parked) - SHOWN_MAX:,} more parked keys")
+        yield f"not verified: {len(result.parked) - SHOWN_MAX:,} more parked keys"
 
 
 async def _verify(name: str | None, log: Path | None, key: str | None) -> Verified:
@@ -134,7 +149,7 @@ def trial_balance(
     size: SizeOption = None,
     recorded: RecordedOption = None,
     live: Annotated[bool, typer.Option("--live", help="Of the tables, not of a fold.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Add up all postings (of the whole journal by default) and hold them against positions."""

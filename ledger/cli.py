@@ -11,12 +11,13 @@ from typing import Annotated
 import msgspec
 import typer
 
-from ledger import console, data_keys_cli, erasing_cli
+from ledger import console, data_keys_cli, erasing_cli, users_cli
 from ledger.codec import NO_METADATA
 from ledger.errors import InvalidEvent
 from ledger.event import Metadata, RecordedEvent
 from ledger.journal import Journal, open_journal
 from ledger.ndjson import Imported, Readable, import_lines
+from ledger.options import JournalOption, JsonOption
 from ledger.privacy import opened_body
 from ledger.proof import cli as proof_cli
 from ledger.proof import witness_cli
@@ -25,36 +26,27 @@ from ledger.settings import Settings
 from ledger.stores import JournalInfo, Store
 from ledger.stores.opening import open_store
 
-EPILOG = "Exit codes: 0 done, 1 differences found, 2 bad input or usage, 3 environment."
-
-app = typer.Typer(
-    help="Append events to a journal and read them back.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-journals_app = typer.Typer(help="List journals, or make one.", epilog=EPILOG)
+app = console.Program(help="Append events to a journal and read them back.")
+journals_app = console.Program(help="List journals, or make one.", no_args_is_help=False)
 app.add_typer(journals_app, name="journals")
 proof_cli.register(app)
 witness_cli.register(app)
 data_keys_cli.register(app)
+users_cli.register(app)
 erasing_cli.register(app)
-
-JournalOption = Annotated[
-    str | None,
-    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
-]
 
 
 @app.command()
 def migrate(
     revision: Annotated[str, typer.Argument(help="How far; the newest by default.")] = "head",
+    as_json: JsonOption = False,
 ) -> None:
     """Create or upgrade the tables, as LEDGER_OWNER_DATABASE_URL if that is set."""
     from ledger import migrate as migrating  # noqa: PLC0415 - Alembic is slow to import
 
-    migrating.migrate(console.load_settings(), revision)
-    print("the database is migrated")
+    with console.waiting("migrating"):
+        migrating.migrate(console.load_settings(), revision)
+    console.tell({"migrated": revision}, "the database is migrated", as_json=as_json)
 
 
 @app.command()
@@ -64,12 +56,18 @@ def append(
         str | None,
         typer.Option(help="The file's origin; needed where lines have no event_id."),
     ] = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Append the events of an NDJSON file, in its order; known event ids are not stored again."""
     with _opened(file) as lines:
         done = console.run(_append(lines, file, source, journal))
-    print(f"{done.lines - done.known} events stored, {done.known} were stored before")
+    stored = done.lines - done.known
+    console.tell(
+        {"stored": stored, "known": done.known},
+        f"{stored} events stored, {done.known} were stored before",
+        as_json=as_json,
+    )
 
 
 async def _append(lines: Readable, file: str, source: str | None, name: str | None) -> Imported:
@@ -88,11 +86,17 @@ def tail(
     start: Annotated[
         int | None,
         typer.Option(
-            "--from", min=0, help="The first offset. [default: the last 10, or all of --stream]"
+            "--from",
+            min=0,
+            help="The first offset.",
+            show_default="the last 10, or all of --stream",
         ),
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for more events.")] = False,
     stream: Annotated[str | None, typer.Option(help="Only the events of this stream.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, as it does anyway.", show_default=False)
+    ] = True,
     journal: JournalOption = None,
 ) -> None:
     """Print events as NDJSON, with their envelopes."""
@@ -116,9 +120,10 @@ async def _tail(start: int | None, follow: bool, stream: str | None, name: str |
 
 
 @app.command()
-def size(journal: JournalOption = None) -> None:
+def size(as_json: JsonOption = False, journal: JournalOption = None) -> None:
     """Print the number of events in the journal."""
-    print(console.run(_size(journal)))
+    found = console.run(_size(journal))
+    console.tell({"size": found}, str(found), as_json=as_json)
 
 
 async def _size(name: str | None) -> int:
@@ -129,17 +134,14 @@ async def _size(name: str | None) -> int:
 @journals_app.callback(invoke_without_command=True)
 def journals(
     context: typer.Context,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """List the journals: name, size, and when each was made."""
     if context.invoked_subcommand is not None:
         return
     found = console.run(_journals())
-    if as_json:
-        print(msgspec.json.encode(found).decode())
-        return
-    for journal in found:
-        print(f"{journal.name}\t{journal.size}\t{journal.created_at.isoformat()}")
+    lines = (f"{each.name}\t{each.size}\t{each.created_at.isoformat()}" for each in found)
+    console.tell(found, lines, as_json=as_json)
 
 
 async def _journals() -> list[JournalInfo]:
@@ -148,10 +150,13 @@ async def _journals() -> list[JournalInfo]:
 
 
 @journals_app.command("new")
-def new_journal(name: Annotated[str, typer.Argument(help="The new journal's name.")]) -> None:
+def new_journal(
+    name: Annotated[str, typer.Argument(help="The new journal's name.")],
+    as_json: JsonOption = False,
+) -> None:
     """Make an empty journal."""
     made = console.run(_new_journal(name))
-    print(f"made journal {made.name}")
+    console.tell(made, f"made journal {made.name}", as_json=as_json)
 
 
 async def _new_journal(name: str) -> JournalInfo:

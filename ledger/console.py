@@ -1,4 +1,4 @@
-"""What all command line programs of this project share: errors, exit codes, progress."""
+"""What all command line programs of this project share: help, answers, errors, progress."""
 
 from __future__ import annotations
 
@@ -11,28 +11,58 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from time import monotonic
 from typing import Any, NoReturn, TypeVar
 
+import msgspec
 import typer
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from ledger.errors import LedgerError
 from ledger.settings import Settings, SettingsInvalid
 
 T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 ENVIRONMENT = 3
 INTERRUPTED = 130
 INSIST_SECONDS = 1.0
+EPILOG = (
+    "Exit codes: 0 done, 1 differences found or a check failed, 2 bad input or usage, "
+    "3 environment, 130 interrupted."
+)
 
 if sys.platform == "win32":
     from asyncio import run as _run
 else:
     from uvloop import run as _run
+
+
+class Program(typer.Typer):
+    """A program, or a group of its commands; the help of each ends with the exit codes."""
+
+    def __init__(self, *, help: str, no_args_is_help: bool = True) -> None:  # noqa: A002
+        super().__init__(
+            help=help,
+            epilog=EPILOG,
+            no_args_is_help=no_args_is_help,
+            pretty_exceptions_enable=False,
+        )
+
+    def command(self, *args: Any, **options: Any) -> Callable[[Command], Command]:
+        """Add a command, as Typer does."""
+        return super().command(*args, **({"epilog": EPILOG} | options))
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
@@ -139,12 +169,39 @@ def folding(total: int | None = None) -> Iterator[Callable[[int], None]]:
             bar.stop()
 
 
+def tell(answer: object, words: str | Iterable[str], *, as_json: bool) -> None:
+    """Print an answer: as one JSON document, or else in words, a line each."""
+    if as_json:
+        print(msgspec.json.encode(answer, enc_hook=_as_plain_text).decode())
+        return
+    for line in [words] if isinstance(words, str) else words:
+        print(line)
+
+
+def _as_plain_text(value: object) -> str:
+    """Return text of a class of its own, such as SQLAlchemy's names, as text."""
+    if isinstance(value, str):
+        return str(value)
+    raise TypeError(f"an answer holds {type(value).__name__}, which is no JSON")
+
+
 def operator() -> str:
     """Return who runs the program, as user@host."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):  # a user without a name
         return f"unknown@{socket.gethostname()}"
+
+
+@contextlib.contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Show on a terminal that something is under way whose end nobody knows."""
+    console = Console(stderr=True)
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    bar = Progress(*columns, console=console, disable=not console.is_terminal, transient=True)
+    bar.add_task(what, total=None)
+    with bar:
+        yield
 
 
 def progress_bar(unit: str) -> Progress:

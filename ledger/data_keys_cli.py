@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import msgspec
 import typer
 
 from ledger import console
 from ledger.journal import open_journal
+from ledger.options import JournalOption, JsonOption
 
-JournalOption = Annotated[
-    str | None,
-    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
-]
-
-data_keys_app = typer.Typer(
-    help="Look at the keys under which personal fields are encrypted, or wrap them anew.",
-    no_args_is_help=True,
+data_keys_app = console.Program(
+    help="Look at the keys under which personal fields are encrypted, or wrap them anew."
 )
 
 
@@ -40,37 +33,38 @@ class KeyStatus(msgspec.Struct, frozen=True):
 
 @data_keys_app.command()
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Count the data keys: all, those to be wrapped anew, those destroyed."""
     found = console.run(_status(journal))
-    if as_json:
-        print(msgspec.json.encode(found).decode())
-        return
-    print(f"{found.keys} data keys in journal {found.journal}")
-    print(f"{found.outdated} are not wrapped by the first key of LEDGER_MASTER_KEY")
-    print(f"{found.destroyed} are destroyed")
+    lines = (
+        f"{found.keys} data keys in journal {found.journal}",
+        f"{found.outdated} are not wrapped by the first key of LEDGER_MASTER_KEY",
+        f"{found.destroyed} are destroyed",
+    )
+    console.tell(found, lines, as_json=as_json)
 
 
 async def _status(name: str | None) -> KeyStatus:
     async with open_journal(console.load_settings(), name) as journal:
         keys = outdated = destroyed = 0
-        async for key in journal.privacy.keys.stored():
-            keys += 1
-            destroyed += key.wrapped is None
-            outdated += journal.privacy.keys.is_outdated(key)
+        with console.waiting("counting data keys"):
+            async for key in journal.privacy.keys.stored():
+                keys += 1
+                destroyed += key.wrapped is None
+                outdated += journal.privacy.keys.is_outdated(key)
         return KeyStatus(journal.name, keys, outdated, destroyed)
 
 
 @data_keys_app.command()
-def rewrap(journal: JournalOption = None) -> None:
+def rewrap(as_json: JsonOption = False, journal: JournalOption = None) -> None:
     """Wrap all data keys by the first key of LEDGER_MASTER_KEY; the others unwrap them.
 
     Afterwards the others can be taken out. Can be stopped and run again at any time.
     """
     count = console.run(_rewrap(journal))
-    print(f"{count} data keys wrapped anew")
+    console.tell({"rewrapped": count}, f"{count} data keys wrapped anew", as_json=as_json)
 
 
 async def _rewrap(name: str | None) -> int:

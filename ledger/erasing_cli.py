@@ -12,6 +12,7 @@ from ledger import console
 from ledger.deciding import Origin
 from ledger.errors import LedgerError
 from ledger.event import Metadata
+from ledger.options import ActorOption, JournalOption, JsonOption
 from ledger.services import open_ledger
 from ledger.services.users import Erased
 
@@ -19,11 +20,6 @@ UserArgument = Annotated[UUID, typer.Argument(metavar="USER_ID", help="The user'
 ReasonOption = Annotated[
     str,
     typer.Option(help="Why; it is recorded for ever, so it must not name the person."),
-]
-ActorOption = Annotated[str | None, typer.Option(help="Who decided so. [default: user and host]")]
-JournalOption = Annotated[
-    str | None,
-    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
 ]
 
 
@@ -43,6 +39,7 @@ def erase_user(
     reason: ReasonOption,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     actor: ActorOption = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Destroy the personal data of a user, for good, in the past too.
@@ -51,9 +48,9 @@ def erase_user(
     """
     if not yes:
         _confirm(user_id)
-    done = console.run(_erase(user_id, reason, actor, journal))
-    for line in _told(done):
-        print(line)
+    with console.waiting("erasing"):
+        done = console.run(_erase(user_id, reason, actor, journal))
+    console.tell(done, _told(done), as_json=as_json)
 
 
 def _confirm(user_id: UUID) -> None:
@@ -92,11 +89,12 @@ def hold_user(
     user_id: UserArgument,
     reason: ReasonOption,
     actor: ActorOption = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Place a legal hold on a user: nobody can erase the user until it is lifted."""
     console.run(_hold(user_id, reason, actor, journal))
-    print(f"user {user_id} is under a legal hold")
+    _tell_held(user_id, f"user {user_id} is under a legal hold", held=True, as_json=as_json)
 
 
 async def _hold(user_id: UUID, reason: str, actor: str | None, name: str | None) -> None:
@@ -108,11 +106,17 @@ def release_user(
     user_id: UserArgument,
     reason: ReasonOption,
     actor: ActorOption = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Lift the legal hold of a user, who can be erased again."""
     console.run(_release(user_id, reason, actor, journal))
-    print(f"user {user_id} is no longer under a legal hold")
+    words = f"user {user_id} is no longer under a legal hold"
+    _tell_held(user_id, words, held=False, as_json=as_json)
+
+
+def _tell_held(user_id: UUID, words: str, *, held: bool, as_json: bool) -> None:
+    console.tell({"user_id": user_id, "held": held}, words, as_json=as_json)
 
 
 async def _release(user_id: UUID, reason: str, actor: str | None, name: str | None) -> None:

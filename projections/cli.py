@@ -7,11 +7,10 @@ import contextlib
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from time import monotonic
 from typing import Annotated, Any
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -20,59 +19,48 @@ from ledger import console
 from ledger.errors import InvalidEvent, JournalNotFound
 from ledger.journal import Journal, open_journal
 from ledger.journals import Journals
+from ledger.options import JournalOption, JournalsOption, JsonLinesOption, JsonOption
 from ledger.proof.witnessing import check_witnessed
 from ledger.stores.opening import open_store
 from projections import checking, leases, parking, retrying, scrubbing
-from projections.checking import STEPS
+from projections.checking import STEPS, Checked
 from projections.database import Database
 from projections.flagged import Flagged, flagged
 from projections.fold import Group
 from projections.groups import GROUPS, TABLES
 from projections.health import PairStatus, judge, pair_statuses
 from projections.lanes import Place
+from projections.options import GroupOption, complete_table
 from projections.parking import ParkedKey, SkippedEvent
 from projections.projector import BATCH_SIZE, Projector
-from projections.reactor import MARK_AGE_SECONDS, Reactor
+from projections.reactor import MARK_AGE_SECONDS, Reaction, Reactor
 from projections.rebuilding.showing import Shown
 from projections.rebuilding.work import Options
 from projections.reporting import Reporter
 from projections.retrying import Retried
 from projections.scrubbing import WAIT_SECONDS, Scrubbed
+from projections.serving.command import register as register_serve
 from projections.waiting import outlast_outages
 from projections.worker import Worker
 
-EPILOG = "Exit codes: 0 done, 1 a check failed, 2 bad input or usage, 3 environment."
-
-app = typer.Typer(
-    help="Keep the read models up to date.",
-    epilog=EPILOG,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
+app = console.Program(help="Keep the read models up to date.")
 
 WIDTH_ELSEWHERE = 160
 """Columns of tables that are printed into a file or a pipe."""
-
-JournalsOption = Annotated[
-    list[str] | None,
-    typer.Option("--journal", "-j", help="Only this journal; repeatable. [default: all]"),
-]
-JournalOption = Annotated[
-    str | None,
-    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
-]
+LOOK_SECONDS = 0.2
 
 
 @app.command()
 def run(
     once: Annotated[bool, typer.Option("--once", help="Stop at the journals' ends.")] = False,
-    group: Annotated[list[str] | None, typer.Option(help="Only this group; repeatable.")] = None,
+    group: GroupOption = None,
     batch_size: Annotated[
         int, typer.Option(min=1, max=100_000, help="Events in one transaction.")
     ] = BATCH_SIZE,
     worker_id: Annotated[
         str | None, typer.Option(help="This worker's name, its own among all.")
     ] = None,
+    as_json: JsonOption = False,
     journal: JournalsOption = None,
 ) -> None:
     """Fold new events into the tables, until stopped (SIGINT, SIGTERM) or --once done.
@@ -87,10 +75,10 @@ def run(
     else:
         folded = console.run(_run_worker(groups, batch_size, journal, worker_id))
     seconds = monotonic() - started
-    for name in groups:
-        print(f"{name}: {folded[name]:,} events")
-    rate = sum(folded.values()) / seconds
-    print(f"{seconds:.1f} s, {rate:,.0f} events/s")
+    counts = {name: folded[name] for name in groups}
+    words = [f"{name}: {count:,} events" for name, count in counts.items()]
+    words.append(f"{seconds:.1f} s, {sum(counts.values()) / seconds:,.0f} events/s")
+    console.tell({"events": counts, "seconds": seconds}, words, as_json=as_json)
 
 
 def _named_groups(names: Sequence[str] | None) -> list[str]:
@@ -116,9 +104,29 @@ async def _run_once(
                 Projector(database, journal, GROUPS[group], batch_size=batch_size)
                 for group in groups
             ]
-            counts = await all_or_first_error(each.run(stopping, end) for each in projectors)
+            async with _progress_of(projectors, end):
+                counts = await all_or_first_error(each.run(stopping, end) for each in projectors)
             folded.update(dict(zip(groups, counts, strict=True)))
     return folded
+
+
+@contextlib.asynccontextmanager
+async def _progress_of(projectors: Sequence[Projector], end: int) -> AsyncIterator[None]:
+    """Show on a terminal how far projectors are that run meanwhile."""
+    begun = sum([await each.checkpoint() for each in projectors])
+    with console.progress_bar("events") as bar:
+        task = bar.add_task("folding", total=end * len(projectors), completed=begun)
+
+        async def look() -> None:
+            while True:
+                bar.update(task, completed=begun + sum(each.folded for each in projectors))
+                await asyncio.sleep(LOOK_SECONDS)
+
+        looking = asyncio.create_task(look())
+        try:
+            yield
+        finally:
+            looking.cancel()
 
 
 async def _run_worker(
@@ -141,16 +149,24 @@ def react(
     mark_age: Annotated[
         float, typer.Option(min=0, help="Seconds after which a mark is stale and ignored.")
     ] = MARK_AGE_SECONDS,
+    as_json: JsonLinesOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Place closing orders and activate resting ones as marks cross their levels, until stopped.
 
     Any number may run; each crossed level still has one closing order.
     """
-    console.run(_react(mark_age, journal, once=once))
+
+    def reacted(reaction: Reaction) -> None:
+        console.tell(reaction, str(reaction), as_json=as_json)
+        sys.stdout.flush()
+
+    console.run(_react(mark_age, journal, reacted, once=once))
 
 
-async def _react(mark_age: float, name: str | None, *, once: bool) -> None:
+async def _react(
+    mark_age: float, name: str | None, reacted: Callable[[Reaction], None], *, once: bool
+) -> None:
     stopping, reporter = _stopped_by_signals(), Reporter()
     async with opened(name) as (journal, database):
         await check_witnessed(journal, console.load_settings())
@@ -158,7 +174,7 @@ async def _react(mark_age: float, name: str | None, *, once: bool) -> None:
             database,
             journal,
             mark_age_seconds=mark_age,
-            reacted=lambda reaction: print(reaction, flush=True),
+            reacted=reacted,
         )
         if once:
             await reactor.run(stopping, await journal.size())
@@ -170,25 +186,25 @@ async def _react(mark_age: float, name: str | None, *, once: bool) -> None:
 
 
 @app.command()
-def check() -> None:
+def check(as_json: JsonOption = False) -> None:
     """Try every part of the domain once, in a journal of its own, and print a line for each."""
-    failed = console.run(_check())
+    steps = console.run(_check(quiet=as_json))
+    failed = sum(not step.ok for step in steps)
+    passed = f"all {len(STEPS)} steps passed"
+    words = f"{failed} of {len(STEPS)} steps failed" if failed else passed
+    console.tell({"failed": failed, "steps": steps}, words, as_json=as_json)
     if failed:
-        print(f"{failed} of {len(STEPS)} steps failed")
         raise typer.Exit(1)
-    print(f"all {len(STEPS)} steps passed")
 
 
-async def _check() -> int:
-    failed = 0
-    number = 0
+async def _check(*, quiet: bool) -> list[Checked]:
+    steps: list[Checked] = []
     async for step in checking.check(console.load_settings()):
-        number += 1
-        failed += not step.ok
-        print(
-            f"{number:2} {'ok    ' if step.ok else 'FAILED'} {step.name}: {step.seen}", flush=True
-        )
-    return failed
+        steps.append(step)
+        if not quiet:
+            how = "ok    " if step.ok else "FAILED"
+            print(f"{len(steps):2} {how} {step.name}: {step.seen}", flush=True)
+    return steps
 
 
 def _stopped_by_signals() -> asyncio.Event:
@@ -213,7 +229,7 @@ async def all_or_first_error(works: Iterable[Coroutine[Any, Any, int]]) -> list[
 
 @app.command()
 def status(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     is_check: Annotated[
         bool, typer.Option("--check", help="Exit with 1, and say why, where not all is well.")
     ] = False,
@@ -225,7 +241,7 @@ def status(
     """Show how far each group of each journal is, who takes care of it, and what is parked."""
     found = console.run(_status(journal))
     if as_json:
-        print(msgspec.json.encode(found).decode())
+        console.tell(found, "", as_json=True)
     else:
         _print_statuses(found)
     verdict = judge(found, lag_seconds_max)
@@ -283,17 +299,17 @@ def list_flagged(
         str | None,
         typer.Option(help="Only this flag, or with a colon at its end all that begin so."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """List the orders and positions with facts that did not fit, the latest change first."""
     found = console.run(_flagged(flag, journal))
-    if as_json:
-        print(msgspec.json.encode(found).decode())
-        return
-    for each in found:
-        flags = ", ".join(f"{name} {count}" for name, count in sorted(each.flags.items()))
-        print(f"{each.table} {each.key} {each.status}: {flags}")
+    console.tell(found, map(_flags_told, found), as_json=as_json)
+
+
+def _flags_told(row: Flagged) -> str:
+    flags = ", ".join(f"{name} {count}" for name, count in sorted(row.flags.items()))
+    return f"{row.table} {row.key} {row.status}: {flags}"
 
 
 async def _flagged(flag: str | None, name: str | None) -> list[Flagged]:
@@ -303,16 +319,16 @@ async def _flagged(flag: str | None, name: str | None) -> list[Flagged]:
 
 @app.command("parked")
 def list_parked(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """List the keys of tables that wait since an event could not be folded, the oldest first."""
     found = console.run(_parked(journal))
-    if as_json:
-        print(msgspec.json.encode(found).decode())
-        return
-    for each in found:
-        print(f"{each}; since {each.parked_at:%Y-%m-%dT%H:%M:%SZ}, {each.waiting:,} events wait")
+    lines = (
+        f"{each}; since {each.parked_at:%Y-%m-%dT%H:%M:%SZ}, {each.waiting:,} events wait"
+        for each in found
+    )
+    console.tell(found, lines, as_json=as_json)
 
 
 async def _parked(name: str | None) -> list[ParkedKey]:
@@ -322,9 +338,13 @@ async def _parked(name: str | None) -> list[ParkedKey]:
 
 @app.command()
 def retry(
-    table: Annotated[str | None, typer.Option(help="Only what is parked in this table …")] = None,
+    table: Annotated[
+        str | None,
+        typer.Option(help="Only what is parked in this table …", autocompletion=complete_table),
+    ] = None,
     value: Annotated[str | None, typer.Option(help="… under this value.")] = None,
     every: Annotated[bool, typer.Option("--all", help="All that is parked.")] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Fold again what is parked, once its fold has been mended; also what only waited for it.
@@ -335,7 +355,11 @@ def retry(
         raise InvalidEvent("give both --table and --value, or --all", field="retry")
     only = None if table is None or value is None else (table, value)
     groups = list(GROUPS.values()) if table is None else [_group_of(table)]
-    if console.run(_retry(groups, only, journal)):
+    told = None if as_json else _print_retried
+    retried = console.run(_retry(groups, only, journal, told))
+    if as_json:
+        console.tell(retried, "", as_json=True)
+    if any(only in {None, (key.table, key.value)} for each in retried for key in each.parked):
         raise typer.Exit(1)
 
 
@@ -345,31 +369,47 @@ def _group_of(table: str) -> Group:
     return TABLES[table]
 
 
-async def _retry(groups: Sequence[Group], only: tuple[str, str] | None, name: str | None) -> int:
-    """Retry group by group, each told once it is committed; return how many keys stay parked."""
-    left = 0
+async def _retry(
+    groups: Sequence[Group],
+    only: tuple[str, str] | None,
+    name: str | None,
+    told: Callable[[Retried], None] | None,
+) -> list[Retried]:
+    """Retry group by group, each told once it is committed."""
+    done: list[Retried] = []
     async with opened(name) as (journal, database):
         for group in groups:
             with console.folding() as advanced:
-                retried = await retrying.retry(database, journal, group, only, advanced)
-            _print_retried(retried)
-            left += sum(only in {None, (each.table, each.value)} for each in retried.parked)
-    return left
+                done.append(await retrying.retry(database, journal, group, only, advanced))
+            if told is not None:
+                told(done[-1])
+    return done
 
 
 def _print_retried(retried: Retried) -> None:
+    for line in _retried_told(retried):
+        print(line)
+
+
+def _retried_told(retried: Retried) -> Iterator[str]:
     rows = sum(retried.rows.values())
-    print(f"{retried.group}: {retried.freed:,} keys are free, {rows:,} rows written")
+    yield f"{retried.group}: {retried.freed:,} keys are free, {rows:,} rows written"
     for each in retried.parked:
-        print(f"still parked: {each}")
+        yield f"still parked: {each}"
 
 
 @app.command()
 def skip(
-    table: Annotated[str, typer.Option(help="The table that is to do without the event.")],
+    table: Annotated[
+        str,
+        typer.Option(
+            help="The table that is to do without the event.", autocompletion=complete_table
+        ),
+    ],
     offset: Annotated[int, typer.Option(min=0, help="The offset of the event.")],
     reason: Annotated[str, typer.Option(help="Why; it is kept with the skip.")],
     actor: Annotated[str | None, typer.Option(help="Who decided so.")] = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Leave a parked event out of a table for ever, and fold what has waited for it."""
@@ -377,8 +417,8 @@ def skip(
     if not reason.strip():
         raise InvalidEvent("must say why the event is left out", field="reason")
     skipped, retried = console.run(_skip(group, (table, offset), reason, actor, journal))
-    print(skipped)
-    _print_retried(retried)
+    answer = {"skipped": skipped, "retried": retried}
+    console.tell(answer, [str(skipped), *_retried_told(retried)], as_json=as_json)
 
 
 async def _skip(
@@ -397,8 +437,11 @@ def scrub(
     ] = WAIT_SECONDS,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Processes that fold. [default: one for each processor]"),
+        typer.Option(
+            min=1, max=256, help="Processes that fold.", show_default="one for each processor"
+        ),
     ] = None,
+    as_json: JsonOption = False,
     journal: JournalsOption = None,
 ) -> None:
     """Remove what was erased from the database's files, while all others go on.
@@ -419,7 +462,7 @@ def scrub(
                 settings, journal, options=options, wait_seconds=wait_seconds, watch=watch
             )
         )
-    _print_scrubbed(found)
+    console.tell(found, _scrubbed_told(found), as_json=as_json)
 
 
 def _is_confirmed() -> bool:
@@ -427,14 +470,14 @@ def _is_confirmed() -> bool:
     return sys.stdin.isatty() and typer.confirm(question, err=True)
 
 
-def _print_scrubbed(found: Scrubbed) -> None:
+def _scrubbed_told(found: Scrubbed) -> Iterator[str]:
     if not found.erased:
-        print("nobody is erased: nothing to scrub")
+        yield "nobody is erased: nothing to scrub"
         return
     for note in found.notes:
-        print(f"note: {note}")
+        yield f"note: {note}"
     withheld = f", {found.errors_withheld:,} errors withheld" if found.errors_withheld else ""
-    print(
+    yield (
         f"scrubbed: {', '.join(found.tables)} made afresh for {found.erased:,} erased, "
         f"{found.snapshots:,} snapshots dropped{withheld}"
     )
@@ -467,6 +510,9 @@ async def checked(database: Database) -> None:
     """Raise where the read side's tables are missing or the database is away."""
     async with database.snapshot() as connection:
         await leases.live_workers(connection)
+
+
+register_serve(app)
 
 
 def main() -> None:

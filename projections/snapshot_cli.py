@@ -6,27 +6,23 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from ledger import console
 from ledger.errors import LedgerError
+from ledger.options import JournalOption, JsonOption
 from ledger.sqltypes import time_to_text
 from projections import snapshots
-from projections.cli import JournalOption, opened
+from projections.cli import opened
 from projections.groups import GROUPS
+from projections.options import GroupOption
 from projections.snapshots import Snapshot
 
-app = typer.Typer(
-    help="Keep states, so that as-of and rebuilds need only the events after them.",
-    no_args_is_help=True,
+app = console.Program(
+    help="Keep states, so that as-of and rebuilds need only the events after them."
 )
-
-GroupOption = Annotated[
-    list[str] | None, typer.Option("--group", help="Only this group; repeatable.")
-]
 
 
 class InvalidChoice(LedgerError):
@@ -44,14 +40,19 @@ def _checked(names: Sequence[str] | None) -> Sequence[str] | None:
 def take(
     group: GroupOption = None,
     size: Annotated[
-        int | None, typer.Option(min=1, help="After this many events. [default: all]")
+        int | None, typer.Option(min=1, help="After this many events.", show_default="all")
     ] = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Keep the state of each group that can be kept; start at the latest one that is usable."""
     names = _checked(group) or snapshots.kept_groups()
-    for each in console.run(_take(names, size, journal)):
-        print(f"{each.group} at size {each.size:,}: {each.rows:,} rows in {each.bytes:,} bytes")
+    taken = console.run(_take(names, size, journal))
+    lines = (
+        f"{each.group} at size {each.size:,}: {each.rows:,} rows in {each.bytes:,} bytes"
+        for each in taken
+    )
+    console.tell(taken, lines, as_json=as_json)
 
 
 async def _take(names: Sequence[str], size: int | None, name: str | None) -> list[Snapshot]:
@@ -75,13 +76,13 @@ def _progress(events: int) -> Iterator[tuple[Callable[[int], None], Callable[[in
 
 @app.command("list")
 def list_kept(
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """List what is kept, and whether it is usable; what is stale is never used."""
     found = console.run(_list(journal))
     if as_json:
-        print(msgspec.json.encode(found).decode())
+        console.tell(found, "", as_json=True)
         return
     table = Table("group", "size", "rows", "bytes", "made at", "usable")
     for each in found:
@@ -104,13 +105,15 @@ def drop(
     ] = None,
     stale: Annotated[bool, typer.Option("--stale", help="Those that are not used.")] = False,
     everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Drop what is kept (of the named groups); nothing but speed is lost."""
     if bool(size) + stale + everything != 1:
         raise InvalidChoice("say what to drop: one of --size, --stale and --all")
-    for each in console.run(_drop(_checked(group), size, journal, only_stale=stale)):
-        print(f"dropped {each.group} at size {each.size:,}")
+    dropped = console.run(_drop(_checked(group), size, journal, only_stale=stale))
+    lines = (f"dropped {each.group} at size {each.size:,}" for each in dropped)
+    console.tell(dropped, lines, as_json=as_json)
 
 
 async def _drop(

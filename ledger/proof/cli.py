@@ -10,11 +10,13 @@ from pathlib import Path
 from time import monotonic
 from typing import Annotated
 
+import msgspec
 import typer
 
 from ledger import console
 from ledger.errors import LedgerError
 from ledger.journal import open_journal
+from ledger.options import JournalOption, JsonOption
 from ledger.proof.folders import Folder
 from ledger.proof.keys import KeyUnusable, read_key, write_key
 from ledger.proof.log import as_text, default_origin, prove
@@ -26,14 +28,9 @@ from ledger.proof.witnessing import Cosigner, all_or_first_error, check_sealable
 from ledger.settings import Settings
 from ledger.stores import Seal
 
-JournalOption = Annotated[
-    str | None,
-    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
-]
-
 REPEATED_AFTER_SECONDS = 60.0
 
-keys_app = typer.Typer(help="Make the key of a log, or show its public part.")
+keys_app = console.Program(help="Make the key of a log, or show its public part.")
 
 
 def register(app: typer.Typer) -> None:
@@ -51,8 +48,9 @@ def new_key(
     file: Annotated[Path, typer.Argument(help="Where to write the private key.")],
     name: Annotated[
         str | None,
-        typer.Option(help="The log's name. [default: LEDGER_LOG_ORIGIN or ledger/<journal>]"),
+        typer.Option(help="The log's name.", show_default="LEDGER_LOG_ORIGIN or ledger/<journal>"),
     ] = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Make a private key that only its owner can read, and print the public key."""
@@ -63,21 +61,24 @@ def new_key(
     except NoteInvalid as error:
         raise KeyUnusable(f"--name: {error}") from error
     write_key(file, key)
-    print(key.vkey)
+    console.tell({"file": str(file), "vkey": key.vkey}, key.vkey, as_json=as_json)
 
 
 @keys_app.command("show")
 def show_key(
     file: Annotated[Path, typer.Argument(help="The file with the private key.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Print the public key, which whoever checks the log must know."""
-    print(read_key(file).vkey)
+    vkey = read_key(file).vkey
+    console.tell({"vkey": vkey}, vkey, as_json=as_json)
 
 
 def seal(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until stopped (SIGINT, SIGTERM).")
     ] = False,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Seal the journal's events: hash them into the log's tiles and sign a checkpoint.
@@ -92,7 +93,8 @@ def seal(
         console.run(_follow(settings, key, journal))
         return
     done = console.run(_seal(settings, key, journal))
-    print(f"sealed up to size {done.size}, root {as_text(done.root)}, origin {done.origin}")
+    words = f"sealed up to size {done.size}, root {as_text(done.root)}, origin {done.origin}"
+    console.tell(done, words, as_json=as_json)
 
 
 async def _seal(settings: Settings, key: SigningKey, name: str | None) -> Seal:
@@ -135,6 +137,7 @@ class _Teller:
 
 def publish_log(
     target: Annotated[str, typer.Argument(metavar="DIR|URL", help="Where to, as s3://bucket/log.")],
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Write what is new of the sealed log to a folder or an object store.
@@ -143,10 +146,11 @@ def publish_log(
     LEDGER_WITNESS_UNREACHABLE is `warn`.
     """
     done = console.run(_publish(target, journal))
-    print(
+    words = (
         f"published up to size {done.size}, root {as_text(done.root)}, origin {done.origin}: "
         f"{done.files:,} files written"
     )
+    console.tell(done, words, as_json=as_json)
 
 
 async def _publish(target: str, name: str | None) -> Published:
@@ -164,15 +168,20 @@ async def _publish(target: str, name: str | None) -> Published:
 def prove_event(
     offset: Annotated[int, typer.Argument(min=0, help="The event's offset.")],
     size: Annotated[
-        int | None, typer.Option(min=1, help="A signed size. [default: the newest]")
+        int | None, typer.Option(min=1, help="A signed size.", show_default="the newest")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A file. [default: standard output]")
+        Path | None, typer.Option("--output", "-o", help="A file.", show_default="standard output")
     ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write JSON: the offset, and the proof as text.")
+    ] = False,
     journal: JournalOption = None,
 ) -> None:
     """Write a proof (C2SP tlog-proof) that an event is in the sealed log, and the event with it."""
     proof = console.run(_prove(offset, size, journal))
+    if as_json:
+        proof = msgspec.json.encode({"offset": offset, "proof": proof.decode()}) + b"\n"
     if output is None:
         sys.stdout.buffer.write(proof)
     else:

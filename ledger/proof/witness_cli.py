@@ -13,6 +13,7 @@ import typer
 from ledger import console
 from ledger.errors import InvalidEvent
 from ledger.journal import open_journal
+from ledger.options import ActorOption, JournalOption, JsonOption
 from ledger.proof.forking import Forked, fork
 from ledger.proof.keys import KeyUnusable, read_key
 from ledger.proof.log import as_text
@@ -22,13 +23,9 @@ from ledger.proof.witness_client import witnesses_of
 from ledger.proof.witnessing import Asked, check_witnessed, cosign_once
 from ledger.settings import Settings, SettingsInvalid
 
-JournalOption = Annotated[
-    str | None,
-    typer.Option("--journal", "-j", help="The journal's name. [default: LEDGER_JOURNAL or main]"),
-]
 KeyOption = Annotated[Path, typer.Option("--key", help="The witness's own private key.")]
 
-witness_app = typer.Typer(help="Be a witness of logs, or ask the witnesses of one's own log.")
+witness_app = console.Program(help="Be a witness of logs, or ask the witnesses of one's own log.")
 
 
 def register(app: typer.Typer) -> None:
@@ -40,9 +37,11 @@ def register(app: typer.Typer) -> None:
 @witness_app.command("key")
 def show_key(
     file: Annotated[Path, typer.Argument(help="The file with the witness's private key.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Print the public key of the cosignatures, which LEDGER_WITNESSES of a log names."""
-    print(read_key(file).cosigner.vkey)
+    vkey = read_key(file).cosigner.vkey
+    console.tell({"vkey": vkey}, vkey, as_json=as_json)
 
 
 @witness_app.command()
@@ -53,14 +52,19 @@ def serve(
         typer.Option(help="The public key of a log, as `ledger keys show` prints it; repeat it."),
     ],
     state: Annotated[Path, typer.Option(help="A folder for what was seen of each log.")],
-    listen: Annotated[str, typer.Option(metavar="HOST:PORT")] = "127.0.0.1:7380",
+    listen: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Where to listen; port 0 for any that is free.")
+    ] = "127.0.0.1:7380",
+    as_json: JsonOption = False,
 ) -> None:
     """Be a witness (C2SP tlog-witness) of some logs, until stopped (SIGINT, SIGTERM)."""
     witness = Witness(read_key(key), [_log_key(each) for each in log], state)
     with WitnessServer(_address(listen), witness) as server:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: _stop(server))
-        print(f"listening at port {server.port}, key {witness.vkey}", flush=True)
+        words = f"listening at port {server.port}, key {witness.vkey}"
+        console.tell({"port": server.port, "vkey": witness.vkey}, words, as_json=as_json)
+        sys.stdout.flush()
         server.serve_forever()
 
 
@@ -84,11 +88,14 @@ def _address(listen: str) -> tuple[str, int]:
 
 
 @witness_app.command()
-def cosign(journal: JournalOption = None) -> None:
+def cosign(as_json: JsonOption = False, journal: JournalOption = None) -> None:
     """Have the newest signed checkpoint cosigned by all witnesses that have not done so."""
-    asked = console.run(_cosign(_settings(), journal))
-    checkpoint = asked.checkpoint
-    print(f"{len(asked.signatures)} cosigned {checkpoint.origin} at size {checkpoint.size}")
+    with console.waiting("asking the witnesses"):
+        asked = console.run(_cosign(_settings(), journal))
+    checkpoint, count = asked.checkpoint, len(asked.signatures)
+    answer = {"origin": checkpoint.origin, "size": checkpoint.size, "cosigned": count}
+    words = f"{count} cosigned {checkpoint.origin} at size {checkpoint.size}"
+    console.tell(answer | {"failures": asked.failures}, words, as_json=as_json)
     if asked.failures:
         raise typer.Exit(console.ENVIRONMENT)
 
@@ -99,10 +106,11 @@ async def _cosign(settings: Settings, name: str | None) -> Asked:
 
 
 @witness_app.command()
-def check(journal: JournalOption = None) -> None:
+def check(as_json: JsonOption = False, journal: JournalOption = None) -> None:
     """Say whether the journal is all that the witnesses have seen, as each start does."""
-    console.run(_check(_settings(), journal))
-    print("the journal is all that was witnessed")
+    with console.waiting("asking the witnesses"):
+        console.run(_check(_settings(), journal))
+    console.tell({"whole": True}, "the journal is all that was witnessed", as_json=as_json)
 
 
 async def _check(settings: Settings, name: str | None) -> None:
@@ -119,9 +127,8 @@ def _settings() -> Settings:
 
 def fork_log(
     reason: Annotated[str, typer.Option(help="Why; it is recorded in the journal.")],
-    actor: Annotated[
-        str | None, typer.Option(help="Who decided so. [default: user and host]")
-    ] = None,
+    actor: ActorOption = None,
+    as_json: JsonOption = False,
     journal: JournalOption = None,
 ) -> None:
     """Go on under a new log, where the journal has lost events that were witnessed.
@@ -134,11 +141,13 @@ def fork_log(
     if settings.log_key_file is None:
         raise KeyUnusable("set LEDGER_LOG_KEY_FILE to the new log's key (`ledger keys new`)")
     key = read_key(settings.log_key_file)
-    done = console.run(_fork(settings, key, reason, actor or console.operator(), journal))
-    print(
+    with console.waiting("sealing the new log"):
+        done = console.run(_fork(settings, key, reason, actor or console.operator(), journal))
+    words = (
         f"left {done.old.origin} at size {done.old.size}; {done.seal.origin} is sealed up to size "
         f"{done.seal.size}, root {as_text(done.seal.root)}"
     )
+    console.tell(done, words, as_json=as_json)
 
 
 async def _fork(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from datetime import UTC
 from typing import Annotated
 
@@ -11,11 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ledger import console
+from ledger.options import JsonOption
 from ledger.settings import Settings
 from projections import rebuilding
 from projections.building import ROWS_MAX
 from projections.database import Database
 from projections.groups import TABLES
+from projections.options import TablesArgument
 from projections.rebuilding.comparing import Comparison
 from projections.rebuilding.errors import InvalidTables
 from projections.rebuilding.rebuild import Outcome
@@ -23,11 +26,12 @@ from projections.rebuilding.showing import Shown
 from projections.rebuilding.side import SideTable
 from projections.rebuilding.work import SWAP_SECONDS, Options
 
-Names = Annotated[list[str] | None, typer.Argument(metavar="TABLE…", help="The read tables.")]
 All = Annotated[bool, typer.Option("--all", help="All read tables.")]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, max=256, help="Processes that fold. [default: one for each processor]"),
+    typer.Option(
+        min=1, max=256, help="Processes that fold.", show_default="one for each processor"
+    ),
 ]
 RowsInMemory = Annotated[
     int, typer.Option(min=1000, help="Rows that each process holds in memory at most.")
@@ -38,7 +42,7 @@ SwapSeconds = Annotated[
 
 
 def rebuild(
-    tables: Names = None,
+    tables: TablesArgument = None,
     every: All = False,
     workers: Workers = None,
     accept: Annotated[
@@ -52,6 +56,7 @@ def rebuild(
     status: Annotated[
         bool, typer.Option("--status", help="Only list the tables beside the live ones.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Build tables afresh beside the live ones, compare, and swap them in under way.
 
@@ -59,29 +64,26 @@ def rebuild(
     """
     settings = console.load_settings()
     if status:
-        _print_side_tables(console.run(_side_tables(settings)))
+        _tell_side_tables(console.run(_side_tables(settings)), as_json=as_json)
         return
     options = Options(workers or os.cpu_count() or 1, rows_in_memory, replace_old, swap_seconds)
-    watch = Shown(accept=accept)
+    watch = Shown(accept=accept, quiet=as_json)
     with watch.shown():
         outcome = console.run(
             rebuilding.rebuild(settings, _named(tables, every=every), options=options, watch=watch)
         )
-    if outcome.swapped:
-        _print_swapped("rebuilt", outcome)
-        return
-    print(
-        "not swapped: the live tables are as they were; run it with --accept to swap all the same"
-    )
-    raise typer.Exit(1)
+    console.tell(outcome, _outcome_told("rebuilt", outcome), as_json=as_json)
+    if not outcome.swapped:
+        raise typer.Exit(1)
 
 
 def rollback(
-    tables: Names = None,
+    tables: TablesArgument = None,
     every: All = False,
     workers: Workers = None,
     rows_in_memory: RowsInMemory = ROWS_MAX,
     swap_seconds: SwapSeconds = SWAP_SECONDS,
+    as_json: JsonOption = False,
 ) -> None:
     """Go back to the tables that the last rebuild replaced, caught up first.
 
@@ -93,25 +95,27 @@ def rollback(
     )
     named = _named(tables, every=every)
     settings = console.load_settings()
-    watch = Shown(accept=True)
+    watch = Shown(accept=True, quiet=as_json)
     with watch.shown():
         outcome = console.run(
             rebuilding.rollback(settings, None if every else named, options=options, watch=watch)
         )
-    if not outcome.swapped:
-        print("rolled back: nothing, since nothing is kept")
-        return
-    _print_swapped("rolled back", outcome)
+    nothing = ["rolled back: nothing, since nothing is kept"]
+    words = _outcome_told("rolled back", outcome) if outcome.swapped else nothing
+    console.tell(outcome, words, as_json=as_json)
 
 
-def drop_old(tables: Names = None, every: All = False) -> None:
+def drop_old(
+    tables: TablesArgument = None, every: All = False, as_json: JsonOption = False
+) -> None:
     """Drop the tables that are kept from the last rebuild."""
     named = _named(tables, every=every)
     if not named:
         raise InvalidTables("name the tables, or give --all")
     settings = console.load_settings()
     dropped = console.run(rebuilding.drop_old(settings, None if every else named))
-    print(f"dropped: {', '.join(dropped) or 'nothing, since nothing is kept'}")
+    words = f"dropped: {', '.join(dropped) or 'nothing, since nothing is kept'}"
+    console.tell({"dropped": dropped}, words, as_json=as_json)
 
 
 def _named(tables: list[str] | None, *, every: bool) -> list[str]:
@@ -121,25 +125,29 @@ def _named(tables: list[str] | None, *, every: bool) -> list[str]:
     return list(TABLES) if every else list(tables or ())
 
 
-def _print_swapped(done: str, outcome: Outcome) -> None:
+def _outcome_told(done: str, outcome: Outcome) -> Iterator[str]:
+    if not outcome.swapped:
+        yield (
+            "not swapped: the live tables are as they were; "
+            "run it with --accept to swap all the same"
+        )
+        return
     differing = [each.table for each in outcome.compared if not each.is_same]
-    for each in outcome.compared:
-        _print_columns(each)
+    yield from (str(each) for each in outcome.compared if _has_columns_untold(each))
     for note in outcome.notes:
-        print(f"note: {note}")
+        yield f"note: {note}"
     compared = ""
     if outcome.compared:
         compared = f"; differing from before: {', '.join(differing) or 'none'}"
-    print(
+    yield (
         f"{done}: {', '.join(outcome.swapped)} "
         f"({outcome.events:,} events in {outcome.seconds:.1f} s{compared})"
     )
 
 
-def _print_columns(compared: Comparison) -> None:
-    """Tell of columns that could not be compared, where nothing else was told of the table."""
-    if compared.is_same and (compared.columns_only_old or compared.columns_only_new):
-        print(compared)
+def _has_columns_untold(compared: Comparison) -> bool:
+    """Whether columns could not be compared, and nothing else was told of the table."""
+    return compared.is_same and bool(compared.columns_only_old or compared.columns_only_new)
 
 
 async def _side_tables(settings: Settings) -> list[SideTable]:
@@ -147,7 +155,10 @@ async def _side_tables(settings: Settings) -> list[SideTable]:
         return await rebuilding.side_tables(database)
 
 
-def _print_side_tables(found: list[SideTable]) -> None:
+def _tell_side_tables(found: list[SideTable], *, as_json: bool) -> None:
+    if as_json:
+        console.tell(found, "", as_json=True)
+        return
     table = Table(*("table", "beside", "group", "state", "fold version", "sizes", "since"))
     for each in found:
         state = "kept" if each.role == "old" else "being made"

@@ -29,9 +29,10 @@ LINE_SECONDS = 10.0
 class Shown(Watch):
     """Shows on standard error what is done; asks on a terminal whether differences are accepted."""
 
-    def __init__(self, *, accept: bool) -> None:
-        """Take whether differences are accepted without asking."""
+    def __init__(self, *, accept: bool, quiet: bool = False) -> None:
+        """Take whether differences are accepted without asking, and printed by somebody else."""
         self._accept = accept
+        self._quiet = quiet
         self._console = Console(stderr=True)
         columns = (
             TextColumn("{task.description}"),
@@ -86,9 +87,9 @@ class Shown(Watch):
         """Ask, unless the answer was given already; without a terminal the answer is no."""
         self._bar.stop()
         for each in compared:
-            if not each.is_same:
+            if not (each.is_same or self._quiet):
                 print(each)
         sys.stdout.flush()
-        if self._accept or not sys.stdin.isatty():
+        if self._accept or self._quiet or not sys.stdin.isatty():
             return self._accept
         return typer.confirm("Swap the new tables in?", err=True)

@@ -77,8 +77,9 @@ class Order(NamedTuple):
 class TradingDay:
     """The day's state, from which the next minute follows."""
 
-    def __init__(self, seed: int) -> None:
-        """Take the seed; the same one gives the same day."""
+    def __init__(self, seed: int, every: int = 1) -> None:
+        """Take the seed, which gives the same day each time, and how many minutes a step takes."""
+        self._every = every
         self._random = Random(seed)
         self._now = DAY
         self._prices = dict(PRICES)
@@ -88,8 +89,8 @@ class TradingDay:
     def minutes(self) -> Iterator[list[Step]]:
         """Yield the steps of each minute; within a minute none depends on another's outcome."""
         yield [step for trader in self._traders for step in self._registered(trader)]
-        for _ in range(MINUTES - 1):
-            self._now += timedelta(minutes=1)
+        for minute in range(self._every, MINUTES, self._every):
+            self._now = DAY + timedelta(minutes=minute)
             yield [*self._marks(), *self._logins(), *self._advance_orders(), *self._new_orders()]
 
     def _trader(self, number: int) -> Trader:

@@ -160,7 +160,7 @@ async def test_no_accepted_form_is_too_strange(version: str) -> None:
 class Route:
     """What a router finds."""
 
-    path = "/orders/{order_id}"
+    path_format = "/orders/{order_id}"
 
 
 async def answer(metrics: Metrics, status: int, path: str, route: Route | None) -> None:

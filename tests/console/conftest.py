@@ -32,9 +32,12 @@ def day(tmp_path_factory: pytest.TempPathFactory, migrated_sqlite: Path) -> Day:
     return asyncio.run(days.make(days.settings_of(folder)))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def address(day: Day) -> Iterator[str]:
-    """Where the service with the console listens; it projects what is appended."""
+    """Where the service with the console listens; it projects what is appended.
+
+    It ends with these tests: Hypothesis takes its use of random numbers for that of other tests.
+    """
     with served(make_app(day.settings, parts=Parts(project=True))) as found:
         yield found
 

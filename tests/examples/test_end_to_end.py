@@ -216,6 +216,7 @@ def _position_as_of(programs: Programs, fill: RecordedEvent) -> Decimal:
     )
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)  # it is the largest file
 async def test_lobster(
     programs: Programs,
     real_file: RealFile,

@@ -36,6 +36,7 @@ async def test_malformed_requests_are_refused_and_leave_nothing_behind(sqlite_ur
     assert sum(statuses.values()) == REQUESTS
     assert not {status for status in statuses if status >= 500}, statuses
     assert statuses[400] > 100
+    assert statuses[401] > 1000
     assert statuses[422] > 1000
     assert grown < GROWTH_BYTES_MAX, f"{grown:,} bytes"
     assert answer.status_code == 200

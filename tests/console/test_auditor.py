@@ -22,6 +22,8 @@ async def test_auditor_follows_a_position_from_noon_to_its_proof(
 ) -> None:
     """Log in, go to noon, find a position, see its history and a proof, pin two points, export."""
     async with visit(browser, address) as page:
+        await page.goto("/console")
+        await picture(page, "log-in")
         await log_in(page, "auditor", f"/console/tables/positions?user_id=eq:{day.user_id}")
         await expect(page.locator("tbody tr")).to_contain_text(["64,381.42857143"])
         await move(page, day.noon_size)
@@ -44,6 +46,8 @@ async def _follow(page: Page) -> None:
     opening = page.locator("table.history tbody tr").last
     for text in ("OrderFilled", "user:ada", "req-ada-1", "198.51.100.23"):
         await expect(opening).to_contain_text(text)
+    await opening.scroll_into_view_if_needed()
+    await picture(page, "history")
     await opening.get_by_role("rowheader").get_by_role("link").click()
     await expect(page.locator("#verdict")).to_contain_text("Verified in this browser")
     await expect(page.locator("#steps > li")).to_have_count(5)
@@ -61,6 +65,7 @@ async def _compare(page: Page, day: Day, folder: Path) -> None:
     own = page.locator("tbody tr").filter(has_text=day.position_id[:23])
     await expect(own).to_contain_text("changed")
     await expect(own.locator("li").first).to_have_text(re.compile(r"size\s*3\.5\s*→\s*3"))
+    await picture(page, "difference")
     async with page.expect_download() as started:
         await page.get_by_role("link", name="CSV").click()
     file = folder / "difference.csv"
